@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+import headless
+
 HEAVY = {"torch", "scanpy", "anndata", "lightning_fabric", "sklearn"}
 GRAPHICAL = {"qtpy", "PySide6", "PyQt6", "PyQt5", "pyqtgraph", "napari", "mosaic_desktop"}
 LIGHT = [
@@ -77,6 +79,10 @@ def test_the_window_and_the_queue_can_import_it_without_torch(module: str) -> No
 def test_every_method_describes_itself_without_torch() -> None:
     statement = "from headless import models; [models.get(name).config.make() for name in models.names()]"
     assert not imported_by(statement) & HEAVY
+
+
+def test_every_public_name_exists() -> None:
+    assert not [name for name in headless.__all__ if getattr(headless, name, None) is None]
 
 
 def test_no_module_of_the_engine_imports_a_window(repository: Path) -> None:
