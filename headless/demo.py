@@ -19,8 +19,9 @@ def steps(folder: Path) -> Iterator[list[str]]:
     """The commands one by one; the later ones name files that the earlier ones have made."""
     project = str(folder / "blood.mosaic")
     result = str(folder / "result.h5mu")
-    yield ["samples", "make", "blood", "--to", str(folder)]
-    data = [str(path) for path in sorted(folder.glob("*.h5mu"))]
+    files = folder / "files"
+    yield ["samples", "make", "blood", "--to", str(files)]
+    data = [str(path) for path in sorted(files.glob("*.h5mu"))]
     yield ["new", project, "--data", *data, "--batch", "batch", "--label", "cell_type"]
     yield [
         "add", project, "--model", "midas", "--name", "first", "--preset", "fast", "--seed", "0", "--holdout", "0.1",

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from headless.data.mosaic import Mosaic
 
 # Before numpy and torch are imported for the first time: two test processes on two cores, one thread each.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
@@ -33,3 +37,14 @@ def shared_data() -> Path:
     if not (folder / "midas_quickstart_pbmc.h5mu").is_file():
         pytest.skip(f"no real data sets in {folder}; set MOSAIC_SHARED_DATA to a folder that has them")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_mosaic() -> Mosaic:
+    """Simulated: four batches of 50 cells with two or three modalities each, features missing here and there.
+
+    Shared by all tests of a session: make another mosaic of it, never change its arrays.
+    """
+    from headless.data.simulate import simulate
+
+    return simulate(200, n_genes=80, n_proteins=20, n_peaks=120).to_mosaic()

@@ -38,8 +38,8 @@ def test_links_and_pictures_exist(readme: str, repository: Path) -> None:
 
 def test_the_walk_through_is_the_demo(readme: str) -> None:
     # The demo names the files that the sample has made; the README lets the shell do that.
-    shown = [shlex.join(command).replace("'demo/*.h5mu'", "").replace("  ", " ") for command in commands(readme)]
-    assert shown == [shlex.join(step) for step in demo.steps(Path("demo"))]
+    shown = [shlex.join(command).replace("'study/files/*.h5mu'", "").replace("  ", " ") for command in commands(readme)]
+    assert shown == [shlex.join(step) for step in demo.steps(Path("study"))]
 
 
 def test_the_demo_stops_at_the_first_failure(
