@@ -1,0 +1,110 @@
+"""Likelihoods of counts and of open peaks, evaluated where the numbers are.
+
+Log-likelihoods are split into a part over all features, which is closed and cheap at zeros, and a part over the
+non-zeros alone (``x`` is sparse): Poisson ``sum exp(eta) - sum_nz x eta + sum_nz log x!``; Bernoulli
+``sum softplus(l) - sum_nz l``. Losses are computed in float32 whatever the precision of the network.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from headless.data.minibatch import TileRows
+
+
+class Likelihood(ABC):
+    """A distribution for each cell and feature, parameters ``(n, D)``."""
+
+    @property
+    @abstractmethod
+    def mean(self) -> Tensor:
+        """Expected values, ``(n, D)``."""
+
+    @abstractmethod
+    def nll(self, x: TileRows) -> Tensor:
+        """Exact negative log-likelihood summed over measured features and cells (a scalar)."""
+
+    @abstractmethod
+    def loss(self, x: TileRows) -> Tensor:
+        """:meth:`nll` without what does not depend on parameters; same gradients, less work."""
+
+    @abstractmethod
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """One draw, ``(n, D)``."""
+
+
+class _SparseLoss(torch.autograd.Function):
+    """``sum mask f(eta) - sum_nz x eta`` with gradient ``mask f'(eta) - x``, for f = exp or softplus.
+
+    One dense pass forward, none backward: ``f'`` is kept instead of ``eta``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, eta: Tensor, flat: Tensor, values: Tensor, mask: Tensor | None, kind: str) -> Tensor:
+        eta = eta.float()
+        if kind == "exp":
+            slope = eta.exp()
+            dense = slope
+        else:
+            dense = softplus(eta)
+            slope = torch.sigmoid(eta)
+        if mask is not None:
+            dense = dense * mask
+            slope = slope * mask
+        picked = eta.reshape(-1)[flat]
+        total = dense.sum() - (values * picked).sum()
+        gradient = slope.contiguous()
+        # A cell-feature pair is stored once, so subtraction at the non-zeros needs no accumulation.
+        gradient.view(-1)[flat] -= values
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[0], None, None, None, None
+
+
+class Poisson(Likelihood):
+    """Counts with rate ``exp(log_rate)`` (MIDAS; its sheet, section 2.1)."""
+
+    def __init__(self, log_rate: Tensor) -> None:
+        self.log_rate = log_rate
+
+    @property
+    def mean(self) -> Tensor:
+        return self.log_rate.float().exp()
+
+    def loss(self, x: TileRows) -> Tensor:
+        return _SparseLoss.apply(self.log_rate, x.flat, x.values, x.mask, "exp")  # type: ignore[no-any-return, no-untyped-call]
+
+    def nll(self, x: TileRows) -> Tensor:
+        return self.loss(x) + torch.lgamma(x.values + 1).sum()
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        return torch.poisson(self.mean, generator)
+
+
+class Bernoulli(Likelihood):
+    """Open or closed peaks with probability ``sigmoid(logit)``; values are binarised at 0.5."""
+
+    def __init__(self, logit: Tensor) -> None:
+        self.logit = logit
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.sigmoid(self.logit.float())
+
+    def loss(self, x: TileRows) -> Tensor:
+        return _SparseLoss.apply(self.logit, x.flat, (x.values > 0.5).float(), x.mask, "softplus")  # type: ignore[no-any-return, no-untyped-call]
+
+    def nll(self, x: TileRows) -> Tensor:
+        return self.loss(x)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        return torch.bernoulli(self.mean, generator=generator)
