@@ -1,73 +1,76 @@
-"""Recognise an input file after it moved, and notice that it changed, without reading all of it."""
+"""Recognise a file again after it moved or changed, in constant time on files of any size."""
 
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from itertools import accumulate
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from headless.data.datasets import Fingerprint
 from headless.errors import MosaicError, from_os_error
 
 BLOCKS = 64
-BLOCK_SIZE = 65_536
+BLOCK = 65_536
 
 
-def fingerprint(path: Path) -> Fingerprint:
-    """Size and SHA-256 over the size and evenly spread blocks of a file, or of a folder's files taken as one.
+def fingerprint(path: str | Path) -> Fingerprint:
+    """Size and hash of a file, or of a folder taken as its files one after the other in the order of their names.
 
-    At most 64 blocks of 64 KiB are read, so files below 4 MiB are hashed whole.
+    The SHA-256 runs over the size (for a folder also over relative names and sizes) and 64 blocks of 64 KiB spread
+    evenly from the first byte to the last; up to 4 MiB that is the whole content.
 
     Raises
     ------
     MosaicError
-        ``data.missing_file`` or ``disk.*``.
+        ``data.missing_file``, ``data.no_permission`` or ``disk.failed``.
     """
+    path = Path(path)
     try:
+        files = sorted(_walk(path)) if path.is_dir() else [("", path.stat().st_size)]
+        digest = hashlib.sha256()
+        total = sum(size for _, size in files)
+        digest.update(f"{total}\n".encode())
         if path.is_dir():
-            files = sorted((item for item in path.rglob("*") if item.is_file()), key=lambda item: item.as_posix())
-            names = [item.relative_to(path).as_posix() for item in files]
-        else:
-            files, names = [path], [""]
-        sizes = [item.stat().st_size for item in files]
-        digest = hashlib.sha256(str(sum(sizes)).encode())
-        for name, size in zip(names, sizes, strict=True):
-            if name:
-                digest.update(f"{name}\0{size}\0".encode())
-        for block in _blocks(files, sizes):
-            digest.update(block)
+            for name, size in files:
+                digest.update(f"{name}\t{size}\n".encode())
+        for start, stop in _blocks(total):
+            for piece in _slice(path, files, start, stop):
+                digest.update(piece)
+    except PermissionError as error:
+        raise MosaicError(
+            "data.no_permission", f"No permission to read {path.name}.", "Ask for read permission.", file=path
+        ) from error
     except OSError as error:
-        raise from_os_error(error, path, "read the data") from error
-    return Fingerprint(size=sum(sizes), sha256=digest.hexdigest())
+        raise from_os_error(error, path, "read the file") from error
+    return Fingerprint(size=total, sha256=digest.hexdigest())
 
 
-def matches(path: Path, expected: Fingerprint) -> bool:
-    """Is this the file (or folder) that the fingerprint was taken of? ``False`` too if it cannot be read."""
-    try:
-        if path.is_file() and path.stat().st_size != expected.size:
-            return False
-        return fingerprint(path) == expected
-    except (OSError, MosaicError):
-        return False
+def _walk(folder: Path) -> Iterator[tuple[str, int]]:
+    def stop(error: OSError) -> None:
+        raise error
+
+    for parent, _, names in os.walk(folder, onerror=stop):
+        for name in names:
+            file = Path(parent) / name
+            yield file.relative_to(folder).as_posix(), file.stat().st_size
 
 
-def _blocks(files: Sequence[Path], sizes: Sequence[int]) -> Iterator[bytes]:
-    """Blocks at evenly spread positions of the files joined end to end."""
-    starts = [0, *accumulate(sizes)]
-    total = starts[-1]
-    count = min(BLOCKS, -(-total // BLOCK_SIZE))
-    for number in range(count):
-        position = max(total - BLOCK_SIZE, 0) * number // max(count - 1, 1)
-        stop = min(position + BLOCK_SIZE, total)
-        which = bisect_right(starts, position) - 1
-        while position < stop:
-            with open(files[which], "rb") as file:
-                file.seek(position - starts[which])
-                part = file.read(stop - position)
-            if not part and sizes[which]:
-                raise OSError(f"{files[which].name} became shorter while it was read")
-            yield part
-            position += len(part)
-            which += 1
+def _blocks(total: int) -> list[tuple[int, int]]:
+    if total <= BLOCKS * BLOCK:
+        return [(0, total)]
+    starts = [round(i * (total - BLOCK) / (BLOCKS - 1)) for i in range(BLOCKS)]
+    return [(start, start + BLOCK) for start in starts]
+
+
+def _slice(path: Path, files: list[tuple[str, int]], start: int, stop: int) -> Iterator[bytes]:
+    offset = 0
+    for name, size in files:
+        low, high = max(start, offset), min(stop, offset + size)
+        if low < high:
+            with (path / name if name else path).open("rb") as stream:
+                stream.seek(low - offset)
+                yield stream.read(high - low)
+        offset += size
+        if offset >= stop:
+            return
