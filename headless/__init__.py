@@ -28,7 +28,7 @@ _API: dict[str, tuple[str, str]] = {
     "Mosaic": ("headless.data.mosaic", "Mosaic"),
     "peek": ("headless.data.read", "peek"),
     "read_matrix": ("headless.data.read", "read_matrix"),
-    "reference": ("headless.data.reference", "reference"),
+    "propose": ("headless.data.propose", "propose"),
     "build_mosaic": ("headless.data.build", "build_mosaic"),
     "describe": ("headless.schema", "describe"),
     "RunFolder": ("headless.jobs.runfolder", "RunFolder"),
@@ -38,7 +38,8 @@ _API: dict[str, tuple[str, str]] = {
     "simulate": ("headless.data.simulate", "simulate"),
 }
 
-__all__ = sorted((*_API, "__version__"))  # noqa: PLE0604
+__all__ = ["__version__"]
+__all__ += list(_API)
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from pydantic import Field as PlainField
 from pydantic import ValidationError, field_validator
 
 import headless
@@ -29,6 +30,8 @@ from headless.schema import Frozen, from_validation
 __all__ = [
     "SCHEMA_VERSION", "Experiment", "Output", "Project", "load", "lock", "new", "relink", "resolve", "save", "slug",
 ]  # fmt: skip
+
+_log = logging.getLogger(__name__)
 
 #: Version of the project file that this program writes.
 SCHEMA_VERSION = 1
@@ -63,7 +66,7 @@ class Experiment(Frozen):
     name: str
     model: str = "midas"
     preset: str | None = None
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = PlainField(default_factory=dict)
     seed: int = 0
     device: str = "auto"
     holdout: Holdout = Holdout()
@@ -102,7 +105,7 @@ class Project(Frozen):
         In the order in which they were added.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: int = SCHEMA_VERSION
     name: str
     created: str
     program: str = ""
@@ -219,7 +222,7 @@ def save(project: Project, path: str | Path) -> None:
     write_atomic(path, project.model_dump_json(indent=2) + "\n", "save the project", backup=backup)
 
 
-def load(path: str | Path, note: Callable[[str], None] = logging.getLogger(__name__).warning) -> Project:
+def load(path: str | Path, note: Callable[[str], None] = _log.warning) -> Project:
     """Read a project file, of this or an older version.
 
     A damaged file is replaced by its ``.bak`` in memory, and ``note`` is told so in words; nothing is written.

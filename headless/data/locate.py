@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from headless.data.datasets import DatasetRef
-from headless.data.fingerprint import fingerprint, matches
+from headless.data.datasets import DatasetRef, Fingerprint
+from headless.data.fingerprint import fingerprint
 from headless.errors import MosaicError
 
 #: Folders looked through at most when a moved file is searched for; a whole network drive is not walked.
@@ -98,6 +98,16 @@ def paths_of(path: Path, base: Path) -> tuple[str, str]:
     except ValueError:  # Windows: no relative path between two drives
         relative = absolute.as_posix()
     return relative, absolute.as_posix()
+
+
+def matches(path: Path, expected: Fingerprint) -> bool:
+    """Is this the file (or folder) that the fingerprint was taken of? ``False`` too if it cannot be read."""
+    try:
+        if path.is_file() and path.stat().st_size != expected.size:
+            return False
+        return fingerprint(path) == expected
+    except (OSError, MosaicError):
+        return False
 
 
 def _places(ref: DatasetRef, base: Path) -> tuple[Path, Path]:
