@@ -1,40 +1,36 @@
-"""Where the files are that ship beside the code: ``resources/`` in a checkout, ``headless/_resources`` in a wheel."""
+"""Where the small tables, samples and texts that ship with the program are.
+
+In a checkout they lie in the top-level folder ``resources``; the wheel carries the same files as
+``headless/_resources``. They are read through :mod:`importlib.resources`, so a zipped or frozen program works too.
+"""
 
 from __future__ import annotations
 
+import importlib.resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from headless.errors import MosaicError
 
 
-def folder() -> Path:
-    """The folder of resources of this installation.
+def path(*parts: str) -> Traversable:
+    """The resource ``parts`` (``path("genome", "hg38.tsv")``): something to ``open`` or to ``iterdir``.
 
     Raises
     ------
     MosaicError
-        ``internal.resources`` if the installation is incomplete.
+        ``internal.missing_resource`` when the installation is incomplete.
     """
-    package = Path(__file__).resolve().parent
-    for candidate in (package / "_resources", package.parent / "resources"):
-        if candidate.is_dir():
-            return candidate
+    package = importlib.resources.files("headless")
+    roots: list[Traversable] = [package / "_resources"]
+    if isinstance(package, Path):
+        roots.append(package.parent / "resources")
+    for root in roots:
+        found = root.joinpath(*parts)
+        if found.is_file() or found.is_dir():
+            return found
     raise MosaicError(
-        "internal.resources", "The files that belong to the program are missing.", "Install it again.", file=package
+        "internal.missing_resource",
+        f"{'/'.join(parts)} is missing from the installation.",
+        "Install the program again.",
     )
-
-
-def path(name: str) -> Path:
-    """A resource by its POSIX name, for example ``help/overview.png``.
-
-    Raises
-    ------
-    MosaicError
-        ``internal.resources`` if there is no such file or folder.
-    """
-    found = folder() / name
-    if not found.exists():
-        raise MosaicError(
-            "internal.resources", f"The program's file {name} is missing.", "Install it again.", file=found
-        )
-    return found

@@ -15,14 +15,15 @@ from headless.errors import MosaicError
 
 
 def test_a_checkout_uses_its_own_folder(repository: Path) -> None:
-    assert resources.folder() == repository / "resources"
-    assert resources.path("help/overview.png").read_bytes().startswith(b"\x89PNG")
+    found = resources.path("help", "overview.png")
+    assert str(found) == str(repository / "resources" / "help" / "overview.png")
+    assert found.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_missing_resource_is_named() -> None:
     with pytest.raises(MosaicError, match=r"help/nothing\.txt") as raised:
-        resources.path("help/nothing.txt")
-    assert raised.value.code == "internal.resources"
+        resources.path("help", "nothing.txt")
+    assert raised.value.code == "internal.missing_resource"
 
 
 def run_installed(site: Path, statement: str) -> subprocess.CompletedProcess[str]:
@@ -38,7 +39,7 @@ def test_an_installed_wheel_uses_the_folder_inside_the_package(tmp_path: Path, r
     (package / "__init__.py").touch()
     for name in ("errors.py", "resources.py"):
         shutil.copy(repository / "headless" / name, package)
-    statement = "from headless import resources; print(resources.path('help/note.txt').read_text(encoding='utf-8'))"
+    statement = "from headless import resources; print(resources.path('help', 'note.txt').read_text(encoding='utf-8'))"
 
     incomplete = run_installed(tmp_path, statement)
     assert incomplete.returncode

@@ -32,7 +32,7 @@ INK, PALE = "#22303c", "#dfe5ea"
 
 
 def draw_mosaic(axes: Axes, cells: pd.DataFrame, modalities: list[str]) -> None:
-    batches = list(dict.fromkeys(cells["batch"]))
+    batches = sorted(cells["batch"].unique())
     for row, batch in enumerate(batches):
         of_batch = cells[cells["batch"] == batch]
         for column, modality in enumerate(modalities):
@@ -89,7 +89,7 @@ def main(results: Path, target: Path) -> None:
             color=INK, linewidth=2.2,
         )
     )  # fmt: skip
-    figure.text(0.215, 0.93, "what was measured", ha="center", color=INK, size=11, weight="bold")
+    figure.text(0.215, 0.915, "what was measured", ha="center", color=INK, size=11, weight="bold")
     figure.savefig(target, dpi=110)
 
 
