@@ -9,8 +9,6 @@ EXTRAS := test,dev,metrics
 # Processes of the test run; each keeps to one thread, so more than the cores is of no use.
 JOBS   ?= 2
 
-export OMP_NUM_THREADS ?= 1
-
 .PHONY: help demo test lint format app bench clean
 
 help: ## what there is
@@ -27,7 +25,7 @@ demo: $(STAMP) ## make a small blood mosaic, integrate it, score it, export it (
 	$(BIN)/python -m headless.demo
 
 test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore tests/benchmarks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore tests/benchmarks
 
 lint: $(STAMP) ## style, types and import rules
 	$(BIN)/ruff check .
