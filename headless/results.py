@@ -295,7 +295,7 @@ class Results:
             raise MosaicError(
                 "run.no_feature",
                 f"There is no feature {feature!r} in {modality}.",
-                _near(feature, names),
+                near(feature, names),
                 modality=modality,
             )
         return int(found[0])
@@ -364,7 +364,7 @@ class Results:
             raise MosaicError(
                 "run.no_result",
                 f"There is no modality {modality!r} in these results.",
-                _near(modality, self.modalities),
+                near(modality, self.modalities),
             )
 
     def _absent(self, key: str, what: str, name: str = "", known: Iterable[str] = ()) -> MosaicError:
@@ -373,14 +373,14 @@ class Results:
             if asked in self.index["cannot"]:
                 return MosaicError("run.no_result", f"There is no {what} {name}: {self.index['cannot'][asked]}")
         message = f"There is no {what} {name!r} in these results." if name else f"These results hold no {what}."
-        return MosaicError("run.no_result", message, _near(name, known) if name else "Ask for it in the outputs.")
+        return MosaicError("run.no_result", message, near(name, known) if name else "Ask for it in the outputs.")
 
 
-def _near(name: str, known: Iterable[str]) -> str:
+def near(name: str, known: Iterable[str]) -> str:
+    """The nearest known names, or what there is, as a hint."""
     names = list(map(str, known))
-    near = difflib.get_close_matches(name, names, n=3)
-    if near:
-        return f"Did you mean {' or '.join(map(repr, near))}?"
+    if found := difflib.get_close_matches(name, names, n=3):
+        return f"Did you mean {' or '.join(map(repr, found))}?"
     return f"There are: {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}." if names else "There are none."
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-#: Above this many cells neighbours are searched approximately (pynndescent): exact search grows with the square.
-EXACT_CELLS = 20_000
+#: Above this many cells neighbours are searched approximately (pynndescent): exact search grows with the square, and
+#: below it takes less time than pynndescent takes to compile.
+EXACT_CELLS = 50_000
 
 
 def contribution(
