@@ -1,0 +1,154 @@
+"""The queue: one after the other, and right again whenever it is taken up."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from headless import project as projects
+from headless.errors import MosaicError
+from headless.jobs.launch import environment
+from headless.jobs.queue import Launcher, Queue
+from headless.jobs.runfolder import RunFolder
+from headless.project import Experiment
+
+#: A worker that writes the states of a real one and obeys a file instead of a model.
+WORKER = """
+import sys, time, pathlib
+from headless.jobs.runfolder import RunFolder
+from headless.lock import ProcessId
+run = RunFolder(sys.argv[1])
+state = run.state
+state = state.model_copy(update=dict(status='running', process=ProcessId.of(), attempts=state.attempts + 1))
+run.write_state(state)
+while not (run.path / 'end').exists():
+    time.sleep(0.02)
+run.write_state(state.model_copy(update=dict(status=(run.path / 'end').read_text(), process=None)))
+"""
+
+
+def fake(script: str = WORKER) -> Launcher:
+    def start(run: RunFolder) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", script, str(run.path)], env=environment())
+
+    return start
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    path = tmp_path / "study.mosaic"
+    projects.new(path)
+    return path
+
+
+def make(study: Path, name: str) -> RunFolder:
+    return RunFolder.create(study, projects.load(study), Experiment(name=name))
+
+
+def until(condition: Callable[[], object], seconds: float = 20) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def end(run: RunFolder, status: str = "done") -> None:
+    (run.path / "end.part").write_text(status)
+    (run.path / "end.part").rename(run.path / "end")
+
+
+def test_one_run_after_the_other(study: Path) -> None:
+    first, second = make(study, "first"), make(study, "second")
+    with Queue(study, fake()) as queue:
+        queue.add(first)
+        queue.add(second)
+        queue.add(first)  # stands there already
+        assert queue.tick() == {}
+        assert until(lambda: first.status == "running")
+        assert queue.tick() == {}
+        assert second.status == "queued"
+        end(first)
+        assert until(lambda: queue.tick() == {"first-1": "done"})
+        assert until(lambda: second.status == "running")
+        end(second, "failed")
+        assert until(lambda: queue.tick() == {"second-1": "failed"})
+        assert queue.idle
+
+
+def test_a_queue_that_was_left_finds_its_worker_again(study: Path) -> None:
+    run = make(study, "first")
+    with Queue(study, fake()) as queue:
+        queue.add(run)
+        queue.tick()
+    assert until(lambda: run.status == "running")
+    with Queue(study, fake("raise SystemExit('never started twice')")) as queue:
+        queue.add(run)
+        assert queue.tick() == {}
+        assert queue.active is not None
+        assert queue.active.id == run.id
+        end(run)
+        assert until(lambda: queue.tick() == {"first-1": "done"})
+
+
+def test_a_killed_worker_is_interrupted_and_goes_on_when_asked(study: Path) -> None:
+    run = make(study, "first")
+    with Queue(study, fake()) as queue:
+        queue.add(run)
+        queue.tick()
+        assert until(lambda: run.status == "running")
+        process = run.state.process
+        assert process is not None
+        os.kill(process.pid, 9)
+        assert until(lambda: queue.tick() == {"first-1": "interrupted"})
+        assert json.loads((run.path / "state.json").read_text())["status"] == "interrupted"
+        run.ask("pause")
+        queue.add(run)
+        queue.tick()
+        assert run.wish() is None  # the wish was for the worker before
+        assert until(lambda: run.state.attempts == 2)
+        end(run)
+        assert until(lambda: queue.tick() == {"first-1": "done"})
+
+
+def test_a_worker_that_never_began_is_a_failure_and_not_a_circle(study: Path) -> None:
+    run = make(study, "first")
+    with Queue(study, fake("raise SystemExit(1)")) as queue:
+        queue.add(run)
+        queue.tick()
+        assert until(lambda: queue.tick() == {"first-1": "failed"})
+        assert queue.idle
+    assert run.state.error is not None
+    assert run.state.error["code"] == "run.not_started"
+
+
+def test_one_queue_a_project(study: Path) -> None:
+    with Queue(study), pytest.raises(MosaicError) as caught:
+        Queue(study).__enter__()
+    assert caught.value.code == "run.queue_in_use"
+    assert str(os.getpid()) in caught.value.message
+
+
+def test_a_damaged_queue_file_loses_the_order_alone(study: Path) -> None:
+    run = make(study, "first")
+    (run.path.parent / "queue.json").write_text('{"waiting": ["fir', encoding="utf-8")
+    with Queue(study) as queue:
+        assert queue.idle
+    assert run.status == "queued"
+
+
+def test_workers_inherit_nothing_of_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("QT_PLUGIN_PATH", "PYTHONSTARTUP", "_MEIPASS2"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    values = environment()
+    assert not {"QT_PLUGIN_PATH", "PYTHONSTARTUP", "_MEIPASS2"} & set(values)
+    assert values["CUDA_VISIBLE_DEVICES"] == "1"
