@@ -156,7 +156,7 @@ class _Trainer:
         if resume and (found := self.checkpoints.load(self.module, self.optimizers, self.device)) is not None:
             self.position, average = found
             if self.average is not None and average is not None:
-                self.average.values = average
+                self.average.values = {name: average[name] for name in self.average.values}
             self.sums = {key: torch.tensor(v, device=self.device) for key, v in self.position.sums.items()}
             self.module.load_extra_state(self.position.module)
             self.emit("log", level="info", text=f"Resumed at epoch {self.position.epoch}, step {self.position.step}.")
