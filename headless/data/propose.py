@@ -52,7 +52,7 @@ def propose(
     matrices = _matrices(info, dict(modalities or {}), dict(layers or {}))
     batch_column = _column(info, batch, "batch_column", _BATCH)
     label_column = _column(info, label, "label_column", _LABEL)
-    path = info.path.resolve()
+    path = info.path.parent.resolve() / info.path.name  # a link stays a link: people arrange data with them
     name = dataset_id(info.path)
     return DatasetRef(
         id=name,
@@ -74,12 +74,10 @@ def dataset_id(path: PurePath) -> str:
         name = path.parent.name
     while any(name.lower().endswith(ending) for ending in _ENDINGS):
         name = name[: name.rindex(".")]
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-") or "data"
+    return re.sub(r"[^\w.-]+", "_", name).strip("._-") or "data"
 
 
-def _matrices(
-    info: FileInfo, modalities: dict[str, str | None], layers: dict[str, str]
-) -> tuple[MatrixRef, ...]:
+def _matrices(info: FileInfo, modalities: dict[str, str | None], layers: dict[str, str]) -> tuple[MatrixRef, ...]:
     known = {matrix.key: matrix for matrix in info.matrices}
     for key in (*modalities, *layers):
         if key not in known:
@@ -116,9 +114,7 @@ def _matrices(
             field="modality",
             file=info.path,
         )
-    return tuple(
-        ref.model_copy(update={"reason": "; ".join([ref.reason, *skipped])}) for _, ref in chosen.values()
-    )
+    return tuple(ref.model_copy(update={"reason": "; ".join([ref.reason, *skipped])}) for _, ref in chosen.values())
 
 
 def _layer(info: FileInfo, matrix: MatrixInfo, modality: str, layers: dict[str, str]) -> str:

@@ -22,7 +22,7 @@ from headless.data.modality import recognise
 from headless.data.readers import faults
 from headless.data.readers.names import feature_table
 from headless.data.readers.obs import joined_obs, listed_columns
-from headless.data.readers.store import Table, close, is_group, member, open_group, scalar_text
+from headless.data.readers.store import Table, attribute_names, close, is_group, member, open_group, scalar_text
 from headless.data.readers.stored import Stored
 
 #: Feature names looked at to recognise a modality.
@@ -105,7 +105,7 @@ def parts(root: Any, path: Path) -> Iterator[Part]:
     if mods is None:
         yield Part(root, path)
         return
-    order = [str(name) for name in np.asarray(mods.attrs.get("mod-order", ())).ravel()]
+    order = attribute_names(mods, "mod-order")
     for name in [*(n for n in order if n in mods), *(n for n in mods if n not in order)]:
         yield Part(mods[name], path, name)
 
@@ -203,9 +203,7 @@ def _matrix_info(part: Part, key: str, kind: str | None, root: Any) -> MatrixInf
     )
 
 
-def _recognise(
-    part: Part, layer: str, kind: str | None, columns: NDArray[np.int64] | None
-) -> tuple[str | None, str]:
+def _recognise(part: Part, layer: str, kind: str | None, columns: NDArray[np.int64] | None) -> tuple[str | None, str]:
     var = part.var(layer)
     types = part.types(layer) if kind is None else None
     feature_type = kind or (str(types[0]) if types is not None and len(types) else "")
@@ -233,9 +231,7 @@ def _widths(var: Table, columns: NDArray[np.int64] | None) -> list[int]:
     return [int(width) for width in widths[np.isfinite(widths)][:_NAMES]]
 
 
-def _features(
-    part: Part, layer: str, columns: NDArray[np.int64] | None
-) -> tuple[NDArray[np.object_], dict[str, Any]]:
+def _features(part: Part, layer: str, columns: NDArray[np.int64] | None) -> tuple[NDArray[np.object_], dict[str, Any]]:
     """Names and known columns. Ensembl identifiers with symbols beside them trade places with those."""
     var = part.var(layer)
     names = var.index()

@@ -109,9 +109,7 @@ def read(path: Path, format: str, key: str, layer: str, modality: str | None, on
         raise refuse(tally.verdict, path, modality, layer)
     x = sp.csr_matrix(raw.T if named.turned else raw).astype(np.float32)
     x.sum_duplicates()
-    return Matrix(
-        x, named.barcodes, feature_table(named.features, {}, modality), obs, modality, f"{path.name}:{key}"
-    )
+    return Matrix(x, named.barcodes, feature_table(named.features, {}, modality), obs, modality, f"{path.name}:{key}")
 
 
 def _headers(path: Path) -> dict[str, Header]:
@@ -150,9 +148,7 @@ def _matrices(archive: Any, headers: dict[str, Header]) -> dict[str, tuple[int, 
     }
 
 
-def _named(
-    path: Path, archive: Any, headers: dict[str, Header], key: str, shape: tuple[int, int]
-) -> Named | None:
+def _named(path: Path, archive: Any, headers: dict[str, Header], key: str, shape: tuple[int, int]) -> Named | None:
     cells, used_cells = _names(path, archive, headers, key, _CELLS)
     features, used_features = _names(path, archive, headers, key, _FEATURES)
     if cells is None or features is None:

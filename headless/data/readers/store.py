@@ -65,6 +65,12 @@ def attribute(node: Any, name: str, default: str = "") -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
+def attribute_names(node: Any, name: str) -> list[str]:
+    """An attribute that lists names."""
+    values = np.asarray(node.attrs.get(name, ())).ravel()
+    return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+
+
 def strings(array: Any, stop: int | None = None) -> NDArray[np.object_]:
     """Text (or anything else, written out) of a one-dimensional array as Python strings."""
     values = array[:stop] if stop is not None else array[...]
@@ -109,7 +115,7 @@ class Table:
             self.columns = [name for name in fields if name != self.index_name]
         else:
             self.index_name = attribute(node, "_index", "index" if "index" in node else "_index")
-            order = [str(name) for name in np.asarray(node.attrs.get("column-order", ())).ravel()]
+            order = attribute_names(node, "column-order")
             known = [name for name in node if name not in (self.index_name, "__categories")]
             self.columns = [name for name in order if name in known] if order else known
 

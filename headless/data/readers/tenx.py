@@ -302,9 +302,7 @@ def _mtx_features(matrix: Path) -> Features:
     if width >= 3:
         columns["feature_type"] = fields[2]
     if width >= 6:
-        columns["interval"] = np.asarray(
-            [f"{c}:{s}-{e}" for c, s, e in zip(*fields[3:6], strict=True)], dtype=object
-        )
+        columns["interval"] = np.asarray([f"{c}:{s}-{e}" for c, s, e in zip(*fields[3:6], strict=True)], dtype=object)
     return Features(fields[1] if width >= 2 else fields[0], columns)
 
 
