@@ -7,12 +7,13 @@ never overwritten, and a file appears under its name only when it is whole.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from headless.errors import MosaicError
 from headless.results import Results, near
@@ -139,7 +140,7 @@ def check_target(results: Results, to: Path, overwrite: bool, inputs: Iterable[s
         )
     if to.exists() and not (overwrite and to.is_file()):
         raise MosaicError(
-            "usage.exists", f"{to.name} exists.", "Choose another name, or overwrite it (--force).", file=to
+            "usage.exists", f"{to.name} exists.", "Choose another name, or replace it (--overwrite).", file=to
         )
     return suffix
 
@@ -213,25 +214,44 @@ def _one_modality(results: Results, modality: str | None) -> str:
 
 
 def _as_trained(results: Results, mosaic: Mosaic) -> Mosaic:
-    """The data as the model saw them: what was held out is held out of the export too.
+    """The data as the model saw them: cells in the order of the results, and what was held out held out here too.
 
     Raises
     ------
     MosaicError
         ``data.other_cells`` if these are not the cells and features of the run.
     """
-    same = mosaic.n_cells == results.n_cells and bool((mosaic.cells.index == results.cells.index).all())
+    same = mosaic.n_cells == results.n_cells and set(mosaic.batches) == set(results.batches)
     for modality in results.modalities:
         names = results.features(modality).index
         same = same and modality in mosaic.features and names.equals(mosaic.features[modality].index)
-    if not same:
+    place = results.cells.index.get_indexer(mosaic.cells.index) if same else np.array([-1])
+    if (place < 0).any() or (results.batch_codes[place] != _codes_in(results.batches, mosaic)).any():
         raise MosaicError(
             "data.other_cells",
             "The data do not hold the cells and features of this run.",
             "Use the data and the preparation of the run, or export without measured counts.",
         )
+    mosaic = _ordered(mosaic, place, results.batches)
     hidden = {m: np.flatnonzero(mosaic.measured(m) & ~results.measured(m)) for m in results.modalities}
     return mosaic.without(hidden)
+
+
+def _codes_in(batches: tuple[str, ...], mosaic: Mosaic) -> NDArray[np.int64]:
+    codes = pd.Categorical(mosaic.cells["batch"].astype(str), categories=list(batches)).codes
+    return np.asarray(codes, dtype=np.int64)
+
+
+def _ordered(mosaic: Mosaic, place: NDArray[np.intp], batches: tuple[str, ...]) -> Mosaic:
+    """The mosaic with cell ``i`` at ``place[i]``: another version of the program may have read the data in another
+    order, and results are kept for years."""
+    if (place == np.arange(len(place))).all():
+        return mosaic
+    tiles = {}
+    for key, tile in mosaic.tiles.items():
+        rows = np.argsort(place[tile.cells])
+        tiles[key] = replace(tile, source=tile.source.take(rows), cells=place[tile.cells][rows].astype(np.int64))
+    return replace(mosaic, cells=mosaic.cells.iloc[np.argsort(place)], batches=batches, tiles=tiles)
 
 
 def _input_paths(results: Results) -> list[Path]:

@@ -10,7 +10,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,13 +71,16 @@ def write_h5(
 def provenance(results: Results, layers: Sequence[Layer], measured: bool) -> dict[str, str | int]:
     """How the exported numbers were made, for ``uns["mosaic"]``: plain values, and JSON text where they are nested.
 
-    Absolute paths of input files are left out: an exported file is given to others.
+    Of input files only the names and fingerprints are told, not where they lay: an exported file is given to others.
     """
     from headless import __version__
     from headless.files import now
 
     request = dict(results.provenance)
-    request["datasets"] = [{k: v for k, v in ref.items() if k != "absolute"} for ref in request.get("datasets", [])]
+    request["datasets"] = [
+        {**{key: value for key, value in ref.items() if key != "absolute"}, "path": PurePosixPath(ref["path"]).name}
+        for ref in request.get("datasets", [])
+    ]
     facts: dict[str, str | int] = {
         "program": "Mosaic Desktop",
         "version": str(__version__),

@@ -99,12 +99,15 @@ def _overlap(one: NDArray[np.int64], other: NDArray[np.int64], n: int) -> NDArra
 
 
 def means(values: NDArray[np.float32], modalities: tuple[str, ...], cells: pd.DataFrame) -> pd.DataFrame:
-    """Mean contribution by batch and, where there are labels, by label.
+    """Mean contribution by batch and, where there are labels, by label, over the cells with several modalities.
 
-    Columns: ``by`` (``batch`` or ``label``), ``group``, ``n_cells``, then the modalities (mean over the cells that
-    have it; NaN if none has).
+    The one modality of a cell contributes all, which says nothing and would hide the balance of the others.
+    Columns: ``by`` (``batch`` or ``label``), ``group``, ``n_cells`` (those that count), then the modalities (NaN if
+    none of these cells has it). Groups without such cells are left out.
     """
-    table = pd.DataFrame(values, columns=list(modalities), index=cells.index)
+    several = np.isfinite(values).sum(axis=1) > 1
+    cells = cells[several]
+    table = pd.DataFrame(values[several], columns=list(modalities), index=cells.index)
     rows = []
     for by in ("batch", "label"):
         if by not in cells:

@@ -79,7 +79,12 @@ def test_h5mu_holds_every_cell_in_every_modality(
 
 
 def test_provenance_travels_without_the_paths_of_this_machine(results: Results, tmp_path: Path) -> None:
+    page = results.folder.parent / "run.json"
+    request = json.loads(page.read_text())
+    request["datasets"][0]["path"] = "../secret/patients/data.h5mu"
+    page.write_text(json.dumps(request))
     facts = read(export(results, tmp_path / "out.h5mu", ["imputed"])).uns["mosaic"]
+    assert json.loads(facts["datasets"]) == [{"id": "data", "path": "data.h5mu"}]
     assert (facts["model"], facts["run"], facts["seed"]) == ("linear", "first-1", 3)
     assert json.loads(facts["settings"]) == {"lr": 0.1}
     assert json.loads(facts["layers"]) == {"imputed/rna": "stored", "imputed/adt": "stored"}
@@ -152,6 +157,29 @@ def test_other_data_than_the_run_s_are_refused(results: Results, make_mosaic: An
     assert not list(tmp_path.glob("*out.h5mu"))
 
 
+def test_the_same_cells_read_in_another_order_are_matched_by_name(
+    mosaic: Mosaic, module: Any, answered: Any, make_mosaic: Any, dense_counts: Any, tmp_path: Path
+) -> None:
+    results = answered(module, mosaic, ["imputed"])
+    order = np.r_[np.arange(24, 36)[::-1], np.arange(12), np.arange(12, 24)]  # batches c, a, b; c backwards
+    place = np.argsort(order)
+    tiles = {}
+    for key, tile in mosaic.tiles.items():
+        rows = np.argsort(place[tile.cells])
+        tiles[key] = Tile(*key, tile.source.take(rows), place[tile.cells][rows], tile.mask)
+    other = Mosaic(mosaic.cells.iloc[order], ("c", "a", "b"), mosaic.features, tiles)
+    data = read(export(results, tmp_path / "out.h5mu", mosaic=other))
+    assert list(data.obs_names) == list(mosaic.cells.index)
+    for m in mosaic.modalities:
+        np.testing.assert_array_equal(data[m].X.toarray(), dense_counts(mosaic, m))
+    renamed = Mosaic(mosaic.cells.rename(index={"a:cell0": "x"}), mosaic.batches, mosaic.features, mosaic.tiles)
+    swapped = mosaic.cells.assign(batch=["b"] * 12 + ["a"] * 12 + ["c"] * 12)
+    for wrong in (renamed, Mosaic(swapped, mosaic.batches, mosaic.features, mosaic.tiles)):
+        with pytest.raises(MosaicError) as caught:
+            export(results, tmp_path / "no.h5mu", mosaic=wrong)
+        assert caught.value.code == "data.other_cells"
+
+
 @pytest.mark.parametrize(
     ("layers", "near"),
     [(["inputed"], "imputed"), (["corected"], "corrected"), (["translated/rna_to_atd"], "rna_to_adt")],
@@ -174,7 +202,7 @@ def test_unknown_suffixes_are_refused(results: Results, tmp_path: Path, name: st
 def test_files_that_exist_are_replaced_only_on_request(results: Results, tmp_path: Path) -> None:
     path = tmp_path / "out.csv"
     path.write_text("precious")
-    with pytest.raises(MosaicError, match="--force") as caught:
+    with pytest.raises(MosaicError, match="--overwrite") as caught:
         export(results, path)
     assert caught.value.code == "usage.exists"
     assert path.read_text() == "precious"

@@ -66,12 +66,12 @@ def test_approximate_neighbours_agree_with_exact_ones(monkeypatch: pytest.Monkey
     assert recall > 0.95
 
 
-def test_means_by_batch_and_label() -> None:
-    cells = pd.DataFrame({"batch": ["a", "a", "b"], "label": ["T", "B", "T"]}, index=["x", "y", "z"])
-    values = np.array([[0.2, 0.8], [0.4, 0.6], [1.0, np.nan]], dtype=np.float32)
+def test_means_by_batch_and_label_leave_out_cells_with_one_modality() -> None:
+    cells = pd.DataFrame({"batch": ["a", "a", "b", "c"], "label": ["T", "B", "T", "T"]}, index=list("wxyz"))
+    values = np.array([[0.2, 0.8], [0.4, 0.6], [1.0, np.nan], [0.6, 0.4]], dtype=np.float32)
     table = means(values, ("rna", "adt"), cells).set_index(["by", "group"])
     assert table.loc[("batch", "a"), "rna"] == pytest.approx(0.3)
-    assert table.loc[("label", "T"), "rna"] == pytest.approx(0.6)
-    assert table.loc[("label", "T"), "adt"] == pytest.approx(0.8)
-    assert np.isnan(table.loc[("batch", "b"), "adt"])
-    assert table.loc[("batch", "a"), "n_cells"] == 2
+    assert table.loc[("label", "T"), "rna"] == pytest.approx(0.4)
+    assert table.loc[("label", "T"), "adt"] == pytest.approx(0.6)
+    assert table.loc[("label", "T"), "n_cells"] == 2
+    assert ("batch", "b") not in table.index
