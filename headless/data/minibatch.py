@@ -182,7 +182,8 @@ class _Gatherer:
 
     def _gather_on_host(self, cells: NDArray[np.int64], tiles: NDArray[np.int32], used: NDArray[np.int32]) -> Rows:
         if len(used) == 1:
-            return self.tiles[used[0]].source.rows(self.row_of[cells])
+            rows: Rows = self.tiles[used[0]].source.rows(self.row_of[cells])
+            return rows
         import scipy.sparse as sp
 
         parts, order = [], []
@@ -227,7 +228,7 @@ class MinibatchMaker:
             8 * tile.source.matrix.nnz for tile in self.mosaic.tiles.values() if isinstance(tile.source, MemoryRows)
         )
         free, _ = torch.cuda.mem_get_info(self.device)
-        return needed < self.resident_share * free
+        return bool(needed < self.resident_share * free)
 
     def make(self, cells: NDArray[np.int64]) -> Minibatch:
         """The minibatch of these cells, in this order."""
@@ -272,7 +273,7 @@ def prefetch(items: Iterator[T], depth: int = 2) -> Iterator[T]:
                 if not put("item", item):
                     return
             put("end", None)
-        except BaseException as error:  # noqa: BLE001 - handed over to the reader, which raises it
+        except BaseException as error:  # handed over to the reader, which raises it
             put("error", error)
 
     thread = threading.Thread(target=work, name="minibatch-prefetch", daemon=True)

@@ -116,4 +116,4 @@ def get(name: str) -> Method:
 
 def create(name: str, config: ModelConfig, layout: Layout) -> Module:
     """A new network of the method for data of this layout."""
-    return get(name).load()(config, layout)  # type: ignore[call-arg]
+    return get(name).load()(config, layout)

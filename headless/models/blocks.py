@@ -76,8 +76,8 @@ class ChunkedSparseLinear(nn.Module):
 
     def forward(self, x: TileRows) -> Tensor:
         if x.values.is_cuda:
-            parts = x.dense.split(list(self.sizes), dim=1)
-            weights = self.weight.split(list(self.sizes), dim=0)
+            parts = torch.split(x.dense, list(self.sizes), dim=1)
+            weights = torch.split(self.weight, list(self.sizes), dim=0)
             out = torch.stack([part @ weight for part, weight in zip(parts, weights, strict=True)], dim=1)
             return out + self.bias
         # The place where chunk k of row i starts in the sorted columns.

@@ -33,7 +33,8 @@ class ModelConfig(Config):
         help="Constant, or a short warm-up followed by a cosine down to 1 % of the rate at the last epoch.",
     )
     warmup_steps: int = Field(
-        0, title="Warm-up", unit="steps", tier="expert", ge=0, help="Steps in which the rate grows from 0 (cosine only).",
+        0, title="Warm-up", unit="steps", tier="expert", ge=0,
+        help="Steps in which the rate grows from 0 (cosine only).",
     )
     gradient_clip: float | None = Field(
         None, title="Gradient clipping", tier="expert", gt=0, help="Largest norm of the gradient; empty = no clipping.",
@@ -48,7 +49,8 @@ class ModelConfig(Config):
     )
     validation_fraction: float = Field(
         0.0, title="Cells kept for validation", tier="advanced", ge=0, le=0.5,
-        help="Share of the cells of each batch that training does not see; the validation curve and early stopping use them.",
+        help="Share of the cells of each batch that training does not see; the validation curve and early stopping "
+        "use them.",
     )
     patience: int = Field(
         0, title="Patience", unit="epochs", tier="advanced", ge=0,
@@ -63,7 +65,8 @@ class ModelConfig(Config):
     )
     checkpoint_every: int = Field(
         20, title="Checkpoint every", unit="epochs", tier="expert", ge=1,
-        help="How often training is saved; at most this much is lost in a crash. A checkpoint is also written every minute or so.",
+        help="How often training is saved; at most this much is lost in a crash. A checkpoint is also written every "
+        "minute or so.",
     )
 
     @classmethod

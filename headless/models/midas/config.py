@@ -47,7 +47,9 @@ class MidasConfig(ModelConfig):
         32, title="Summary of a chromosome", tier="expert", ge=1, le=1024,
         help="Numbers that a chromosome's network hands on.",
     )
-    dropout: float = Field(0.2, title="Dropout", tier="expert", ge=0, lt=1, help="Share of hidden units left out at random.")
+    dropout: float = Field(
+        0.2, title="Dropout", tier="expert", ge=0, lt=1, help="Share of hidden units left out at random.",
+    )
     batch_expert_dropout: float = Field(
         0.1, title="Steps without the batch expert", tier="expert", ge=0, le=1,
         help="Share of training steps in which the posterior does not see which batch a cell is from.",
@@ -56,7 +58,9 @@ class MidasConfig(ModelConfig):
         1004.0, title="Weight of the batch reconstruction", tier="expert", ge=0,
         help="How much u must tell the batch. 1004 as in the paper's code, 1000 in the published package.",
     )
-    weight_kl_c: float = Field(1.0, title="Weight of the KL term of c", tier="expert", ge=0, help="Pull of c to the prior.")
+    weight_kl_c: float = Field(
+        1.0, title="Weight of the KL term of c", tier="expert", ge=0, help="Pull of c to the prior.",
+    )
     weight_kl_u: float = Field(
         5.0, title="Weight of the KL term of u", tier="expert", ge=0,
         help="Pull of u to the prior; above 1 it is the technical information bottleneck.",
@@ -84,7 +88,7 @@ class MidasConfig(ModelConfig):
 
     @classmethod
     def presets(cls) -> dict[str, dict[str, Any]]:
-        """``paper``, ``package`` (published package), ``large`` (paper's wide variant), ``fast`` (ours, see the model card)."""
+        """``paper``, ``package`` (published package), ``large`` (paper's wide variant), ``fast`` (ours)."""
         return {
             "paper": {},
             "package": {"weight_batch": 1000.0},
@@ -93,7 +97,8 @@ class MidasConfig(ModelConfig):
                 "lr": 1e-3,
                 "lr_schedule": "cosine",
                 "warmup_steps": 100,
-                "max_steps": 6000,
+                "batch_size": 128,
+                "max_steps": 8000,
             },
         }
 
@@ -105,7 +110,8 @@ class MidasConfig(ModelConfig):
         unknown = [m for m in pattern.modalities if m not in ("rna", "adt", "atac")]
         if unknown:
             return Verdict(
-                level="cannot", reasons=(f"MIDAS has no likelihood for {', '.join(unknown)}; it knows rna, adt and atac.",)
+                level="cannot",
+                reasons=(f"MIDAS has no likelihood for {', '.join(unknown)}; it knows rna, adt and atac.",),
             )
         reasons = []
         small = [batch for batch in pattern.batches if pattern.n_cells[batch] < ADVISED_CELLS]
@@ -121,6 +127,7 @@ class MidasConfig(ModelConfig):
         if len(groups) > 1:
             named = "; ".join(", ".join(sorted(group)) for group in groups)
             reasons.append(
-                f"No modality bridges these groups of batches: {named}. MIDAS trains, but integrates such diagonal data weakly."
+                f"No modality bridges these groups of batches: {named}. MIDAS trains, but integrates such diagonal "
+                "data weakly."
             )
         return Verdict(level="limits" if reasons else "fits", reasons=tuple(reasons))

@@ -24,7 +24,7 @@ from headless.models.midas.networks import DataDecoder, DataEncoder, Discriminat
 
 @dataclass
 class Expert:
-    """What one source says of z: ``T mu`` and ``T``, ``(n, d)``; zeros for cells that lack it, ``present`` says which."""
+    """What one source says of z: ``T mu`` and ``T``, ``(n, d)``; zeros where ``present`` says that a cell lacks it."""
 
     weighted: Tensor
     precision: Tensor
@@ -159,7 +159,7 @@ class Midas(Module):
         first = self.batch_encoder[0]
         with self.autocast():
             # One-hot times weight is a row of the weight.
-            hidden = first.weight.t()[batch.batch] + first.bias
+            hidden = first.get_parameter("weight").t()[batch.batch] + first.get_parameter("bias")
             out = self.batch_encoder[1:](hidden).float()
         mean, log_variance = out.chunk(2, dim=1)
         t = precision(log_variance)
@@ -201,7 +201,7 @@ class Midas(Module):
 
     @staticmethod
     def _spread(latents: dict[str, Tensor], experts: dict[str, Expert]) -> Tensor:
-        """Sum over cells and modalities of ||z^m - mean of the cell's z^m||^2 (term 6); 0 for cells with one modality."""
+        """Sum over cells and modalities of ||z^m - the cell's mean z^m||^2 (term 6); 0 for cells with one modality."""
         z = torch.stack(list(latents.values()))
         if all(expert.present is None for expert in experts.values()):
             return (z - z.mean(0)).square().sum()
@@ -213,7 +213,9 @@ class Midas(Module):
 
     def _discriminate(self, batch: Minibatch, c: dict[str, Tensor]) -> Tensor:
         """Terms 7 and 8 without their sign: weight times the cross entropies of all heads at work."""
-        heads, labels, weights = [], [], []
+        heads: list[int] = []
+        labels: list[Tensor] = []
+        weights: list[Tensor | None] = []
         for name in c:
             if name == "joint":
                 heads.append(len(self.layout.modalities))
@@ -227,6 +229,5 @@ class Midas(Module):
                 None if rows is None else torch.zeros(batch.n, device=rows.device).index_fill_(0, rows, 1.0)
             )
         with self.autocast():
-            return self.config.weight_adversarial * self.discriminators(
-                torch.stack(list(c.values())), heads, labels, weights
-            )
+            entropies: Tensor = self.discriminators(torch.stack(list(c.values())), heads, labels, weights)
+            return self.config.weight_adversarial * entropies
