@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from headless.commands.common import Commands, command, json_argument, note, print_json, project_argument, say
+from headless.commands.common import Commands, command, json_argument, note, print_json, project_argument, say, table
 from headless.errors import MosaicError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         print_json({"run": found.id, "metrics": metrics})
         return 0
     say(f"{found.id}:")
-    for line in _lines(metrics, 1):
+    for line in _tables(metrics):
         say(line)
     return 0
 
@@ -74,16 +74,35 @@ def _score(run: RunFolder) -> None:
         score_run(run.results, truth, choose(truth, request.holdout))
 
 
-def _lines(values: Mapping[str, Any], depth: int) -> Iterator[str]:
-    pad = "  " * depth
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            if value:
-                yield f"{pad}{name}"
-                yield from _lines(value, depth + 1)
-        elif isinstance(value, float):
-            yield f"{pad}{name}: {value:.4g}"
-        elif isinstance(value, list):
-            yield f"{pad}{name}: {', '.join(map(str, value))}"
-        else:
-            yield f"{pad}{name}: {'not available' if value is None else value}"
+def _tables(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """The scores beside those of the baselines; what could not be computed with its reason."""
+    baselines = metrics.get("baselines", {})
+    yield from _table("integration (scIB, 0 to 1, higher is better)", metrics.get("scib"), baselines.get("scib"))
+    for pair, values in metrics.get("alignment", {}).items():
+        yield from _table(f"alignment of {pair}", {"model": values}, None)
+    for modality, columns in metrics.get("imputation", {}).items():
+        yield from _table(
+            f"imputation of {modality}, values hidden from training",
+            columns,
+            baselines.get("imputation", {}).get(modality),
+        )
+    for what, reason in (metrics.get("absent") or {}).items():
+        yield f"\nno {what}: {reason}"
+
+
+def _table(title: str, model: Mapping[str, Any] | None, baselines: Mapping[str, Any] | None) -> Iterator[str]:
+    columns = {**(model or {}), **(baselines or {})}
+    if not columns:
+        return
+    names = dict.fromkeys(name for values in columns.values() for name in values)
+    rows = [[name, *(_number(values.get(name)) for values in columns.values())] for name in names]
+    yield f"\n{title}"
+    yield table(rows, ["", *columns])
+    reasons = {name: item["reason"] for name, item in (model or {}).get("model", {}).items() if item.get("reason")}
+    for name, reason in reasons.items():
+        yield f"  no {name}: {reason}"
+
+
+def _number(item: Mapping[str, Any] | None) -> str:
+    value = (item or {}).get("value")
+    return "-" if value is None else f"{value:.3f}"

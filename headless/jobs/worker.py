@@ -95,7 +95,7 @@ class Worker:
             try:
                 self._set()
                 self.writer.emit("state", status="running", attempt=self.state.attempts, process=self.state.process)
-                self.log(f"run {self.run.id}, attempt {self.state.attempts}")
+                self.writer.log(f"run {self.run.id}, attempt {self.state.attempts}")
                 remark = self._phases()
             except _Leave as leave:
                 return self._end(leave.status, leave.remark, EXIT_CODES["stopped"])
@@ -209,7 +209,7 @@ class Worker:
         self.phase = name
         self._set(phase=name)
         self.emit("phase", name=name, event="begin")
-        self.log(f"phase {name}")
+        self.writer.log(f"phase {name}")
         start = time.monotonic()
         yield
         self.emit("phase", name=name, event="end", seconds=round(time.monotonic() - start, 3))
