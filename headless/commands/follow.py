@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from headless.commands.common import note, print_error, print_json, say
+from headless.commands.words import ended_words, epoch_words, progress_words, total
 from headless.errors import EXIT_CODES, MosaicError
 from headless.jobs.queue import Queue
 from headless.jobs.runfolder import RunFolder
@@ -90,7 +91,7 @@ class Bar(Plain):
         self._bar.n = int(event["step"])
         losses = event.get("train") or {}
         if losses:
-            self._bar.set_postfix_str(f"epoch {event.get('epoch')}, loss {_total(losses):.4g}", refresh=False)
+            self._bar.set_postfix_str(f"epoch {event.get('epoch')}, loss {total(losses):.4g}", refresh=False)
         self._bar.refresh()
 
     def _line(self, run: RunFolder, text: str) -> None:
@@ -199,30 +200,6 @@ def _interrupts() -> Iterator[list[int]]:
     finally:
         for number, former in before.items():
             signal.signal(number, former)
-
-
-def epoch_words(event: Mapping[str, Any]) -> str:
-    """``epoch 3 of 50, loss 812.4, validation 830.1``."""
-    words = f"epoch {event.get('epoch')}" + (f" of {event['epochs']}" if event.get("epochs") else "")
-    for title, key in (("loss", "train"), ("validation", "validation")):
-        if terms := event.get(key):
-            words += f", {title} {_total(terms):.5g}"
-    return words
-
-
-def progress_words(event: Mapping[str, Any]) -> str:
-    """``correct rna, 512 of 2000``."""
-    return f"{event.get('task', '')}, {event.get('done')} of {event.get('total')}"
-
-
-def ended_words(event: Mapping[str, Any]) -> str:
-    """``done``, ``failed: the reason``."""
-    remark = event.get("remark")
-    return f"{event.get('status')}{': ' + str(remark) if remark else ''}"
-
-
-def _total(terms: Mapping[str, Any]) -> float:
-    return sum(float(value) for value in terms.values() if isinstance(value, (int, float)))
 
 
 def _size(run: RunFolder) -> int:

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from headless.commands.common import Commands, command, json_argument, note, print_json, project_argument, say, table
-from headless.commands.follow import ended_words, epoch_words, progress_words
+from headless.commands.words import ended_words, epoch_words, progress_words
 from headless.errors import MosaicError
 
 if TYPE_CHECKING:
