@@ -12,6 +12,8 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from pathlib import Path
 
 import numpy as np
@@ -190,7 +192,7 @@ class _Trainer:
             for update in self.module.training_step(batch):
                 optimizer = self.optimizers[update.optimizer]
                 optimizer.zero_grad(set_to_none=True)
-                self.fabric.backward(sum(update.terms.values()))
+                self.fabric.backward(reduce(add, update.terms.values()))
                 if self.config.gradient_clip is not None:
                     for group in optimizer.param_groups:
                         torch.nn.utils.clip_grad_norm_(group["params"], self.config.gradient_clip)

@@ -110,7 +110,11 @@ def test_prefetch_hands_over_errors() -> None:
 # Section 5 of the MIDAS sheet: steps an epoch.
 @pytest.mark.parametrize(
     ("cells", "steps"),
-    [([7361, 5897, 10190, 9527], 160), ([7325, 7137, 7361, 9527], 152), ([6378, 5899, 4628, 5285, 6952, 6060, 8854, 8908], 280)],
+    [
+        ([7361, 5897, 10190, 9527], 160),
+        ([7325, 7137, 7361, 9527], 152),
+        ([6378, 5899, 4628, 5285, 6952, 6060, 8854, 8908], 280),
+    ],
 )
 def test_one_batch_steps_of_the_paper(cells: list[int], steps: int) -> None:
     starts = np.cumsum([0, *cells])

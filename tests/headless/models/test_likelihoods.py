@@ -52,7 +52,8 @@ def test_loss_and_gradient_agree_with_torch(kind: str, masked: bool) -> None:
 
 def test_poisson_known_answers() -> None:
     for x, expected in ((0, 1.64872), (1, 1.14872), (3, 1.94048)):
-        assert Poisson(torch.tensor([[0.5]])).nll(rows_of(np.array([[float(x)]]))).item() == pytest.approx(expected, abs=1e-5)
+        found = Poisson(torch.tensor([[0.5]])).nll(rows_of(np.array([[float(x)]]))).item()
+        assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_mean_and_draws() -> None:

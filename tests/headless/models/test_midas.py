@@ -259,7 +259,12 @@ def test_supports_says_its_limits() -> None:
             TilePattern(batch=b, modality=m, n_cells=6000, n_features=9) for b, ms in batches.items() for m in ms
         )
         used = {m for ms in batches.values() for m in ms}
-        return Pattern(batches=tuple(batches), n_cells=dict.fromkeys(batches, 6000), n_features=dict.fromkeys(used, 9), tiles=tiles)
+        return Pattern(
+            batches=tuple(batches),
+            n_cells=dict.fromkeys(batches, 6000),
+            n_features=dict.fromkeys(used, 9),
+            tiles=tiles,
+        )
 
     assert MidasConfig.supports(pattern(a=("rna", "adt"), b=("rna",))).level == "fits"
     diagonal = MidasConfig.supports(pattern(a=("rna",), b=("adt",)))

@@ -89,7 +89,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_older(tiny_mosaic: Mosaic
     train(tiny_mosaic, tmp_path / "p", at_step(9, "pause"), checkpoint_every=1)
     folders = sorted((tmp_path / "p").iterdir())
     assert len(folders) >= 1
-    _, paused, _ = train(tiny_mosaic, tmp_path / "p", at_step(6, "pause"), resume=True, checkpoint_every=1)
+    train(tiny_mosaic, tmp_path / "p", at_step(6, "pause"), resume=True, checkpoint_every=1)
     folders = sorted((tmp_path / "p").iterdir())
     assert len(folders) == 2
     (folders[-1] / "weights.safetensors").write_bytes(b"half")
@@ -105,7 +105,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_older(tiny_mosaic: Mosaic
 def test_stop_early_keeps_and_cancel_leaves(tiny_mosaic: Mosaic, tmp_path: Path) -> None:
     _, stopped, _ = train(tiny_mosaic, tmp_path / "a", at_step(5, "stop"))
     assert (stopped.outcome, stopped.steps) == ("stopped early", 4)
-    again, result, _ = train(tiny_mosaic, tmp_path / "a", resume=True)
+    _, result, _ = train(tiny_mosaic, tmp_path / "a", resume=True)
     assert (result.outcome, result.steps) == ("stopped early", 4)
     _, cancelled, _ = train(tiny_mosaic, tmp_path / "b", at_step(5, "cancel"))
     assert cancelled.outcome == "cancelled"
@@ -208,7 +208,7 @@ def test_a_wish_for_a_missing_gpu_is_an_error() -> None:
 
 
 def planted(n: int = 240) -> Mosaic:
-    """Three types by ten marker features each, in RNA and protein; batches RNA + protein, RNA, protein, each shifted."""
+    """Three types by ten marker features each, RNA and protein; batches RNA + protein, RNA, protein, each shifted."""
     random = np.random.default_rng(0)
     types, batches = np.arange(n) % 3, np.repeat(["both", "rna", "adt"], n // 3)
     cells = pd.DataFrame({"batch": batches, "barcode": np.arange(n).astype(str), "label": types.astype(str)})
