@@ -403,7 +403,8 @@ def _chosen(
         mask = _measured(tile, n)[keep]
         source = renumbered(tile.source, columns, kept)
         reduced[key] = replace(tile, source=source, mask=None if mask.all() else mask)
-    union.require_shared({key[0]: _measured(tile, kept) for key, tile in reduced.items()}, modality)
+    masks = {key[0]: _measured(tile, kept) for key, tile in reduced.items()}
+    union.require_shared(masks, modality, "preparation.n_top_genes" if modality == "rna" else "preparation.min_peaks")
     return replace(space, features=space.features[keep]), reduced
 
 
@@ -421,7 +422,7 @@ def _chosen_peaks(
         chrom = table["chrom"].to_numpy()
         standard = genome.is_autosome(chrom) if preparation.autosomes_only else genome.is_standard(chrom)
         # Species whose chromosomes are named otherwise (roman numbers, accessions) are left whole.
-        if standard.sum() > len(table) / 2 and not standard.all():
+        if standard.sum() > (0 if preparation.autosomes_only else len(table) / 2) and not standard.all():
             allowed = standard
             what = "outside the autosomes" if preparation.autosomes_only else "on scaffolds or the mitochondrial genome"
             notes.append(f"{int((~standard).sum()):,} peaks {what} left out.")

@@ -24,6 +24,8 @@ from headless.data.sources import RowSource
 MAX_CELLS = 50_000
 #: Genes whose counts are at most this share of the number of cells are too rare to rank (MIDAS, RNA filter).
 MIN_MEAN = 0.02
+#: Distinct means of varying genes that a loess curve needs.
+MIN_DISTINCT = 30
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,10 @@ def _loess(counts: Any) -> NDArray[np.float64]:
     import anndata as ad
     import scanpy as sc
 
-    if counts.shape[0] < 3:
-        raise ValueError("too few cells")
+    # With two or three distinct means the Fortran of skmisc ends the process, so it is never asked about so few.
+    mean, variance = _moments(counts)
+    if len(np.unique(mean[variance > 0])) < MIN_DISTINCT:
+        raise ValueError("too few cells or genes")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         table = sc.pp.highly_variable_genes(
@@ -147,9 +151,7 @@ def standardised_variance(counts: Any) -> NDArray[np.float64]:
     """
     counts = counts.tocsc().astype(np.float64)
     n = counts.shape[0]
-    mean = np.asarray(counts.mean(axis=0)).ravel()
-    squares = np.asarray(counts.multiply(counts).sum(axis=0)).ravel()
-    variance = np.maximum(squares - n * mean**2, 0.0) / max(n - 1, 1)
+    mean, variance = _moments(counts)
     varies = variance > 0
     scores = np.zeros(counts.shape[1])
     if varies.sum() == 0:
@@ -167,3 +169,12 @@ def standardised_variance(counts: Any) -> NDArray[np.float64]:
     centred = square - 2 * mean[varies] * total + n * mean[varies] ** 2
     scores[varies] = centred / (max(n - 1, 1) * expected)
     return scores
+
+
+def _moments(counts: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and unbiased variance of every column."""
+    n = counts.shape[0]
+    counts = counts.astype(np.float64)
+    mean = np.asarray(counts.mean(axis=0)).ravel()
+    squares = np.asarray(counts.multiply(counts).sum(axis=0)).ravel()
+    return mean, np.maximum(squares - n * mean**2, 0.0) / max(n - 1, 1)

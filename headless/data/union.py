@@ -117,13 +117,15 @@ def looks_like_mouse(names: pd.Index) -> bool:
     return bool(cased) and sum(name[1:] != name[1:].upper() for name in cased) > len(cased) / 2
 
 
-def require_shared(masks: Mapping[str, NDArray[np.bool_]], modality: str) -> None:
+def require_shared(masks: Mapping[str, NDArray[np.bool_]], modality: str, chosen_by: str = "") -> None:
     """Check that the batches of a modality hang together by shared features.
 
     Parameters
     ----------
     masks
         Batch -> ``(n_features,)``, which features of the union it measured.
+    chosen_by
+        The field that chose these features, where more of them might be shared.
 
     Raises
     ------
@@ -145,8 +147,10 @@ def require_shared(masks: Mapping[str, NDArray[np.bool_]], modality: str) -> Non
         raise MosaicError(
             "data.no_shared_feature",
             f"These groups of batches share no {modality} feature: {shown}.",
-            "Check that the files name their features alike (symbols or Ensembl ids, one species), or leave one out.",
-            field="datasets",
+            "Choose more features."
+            if chosen_by
+            else "Check that files name their features alike (one species, symbols or Ensembl ids), or leave one out.",
+            field=chosen_by or "datasets",
             modality=modality,
         )
 
