@@ -38,7 +38,7 @@ def rows(scores: Scores) -> Iterator[tuple[str, dict[str, str], list[Row]]]:
     for modality, model in scores["imputation"].items():
         all_rows = {**model, **beside["imputation"].get(modality, {})}
         yield (
-            f"Hidden {modality} against the truth (medians; RMSE: 0 is best)",
+            f"Hidden {modality} against the truth (medians over features or cells; RMSE: 0 is best)",
             IMPUTATION,
             [(f"imputation of {modality}", name, row) for name, row in all_rows.items()],
         )
@@ -46,24 +46,24 @@ def rows(scores: Scores) -> Iterator[tuple[str, dict[str, str], list[Row]]]:
 
 def text(scores: Scores) -> str:
     """Tables for a console, with the reasons for what is absent below them."""
-    parts = []
-    reasons: dict[tuple[str, str], list[str]] = {}
+    blocks = []
+    reasons: dict[tuple[str, str, str], list[str]] = {}
     for title, columns, section in rows(scores):
         used = {key: word for key, word in columns.items() if any(key in metrics for _, _, metrics in section)}
         lines = [["", *used.values()]]
-        for _, name, metrics in section:
+        for part, name, metrics in section:
             lines.append([name, *(_shown(metrics.get(key)) for key in used)])
             for key, metric in metrics.items():
                 if metric["value"] is None:
-                    reasons.setdefault((name, metric["reason"]), []).append(key)
+                    reasons.setdefault((part, name, metric["reason"]), []).append(key)
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         body = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
-        parts.append("\n".join([title, *body]))
+        blocks.append("\n".join([title, *body]))
     absent = [f"  {name}: {reason}" for name, reason in scores["absent"].items()]
-    absent += [f"  {name}, {', '.join(keys)}: {reason}" for (name, reason), keys in reasons.items()]
+    absent += [f"  {part}, {name}: {', '.join(keys)}: {why}" for (part, name, why), keys in reasons.items()]
     if absent:
-        parts.append("\n".join(["Not available", *absent]))
-    return "\n\n".join(parts) + "\n"
+        blocks.append("\n".join(["Not available", *absent]))
+    return "\n\n".join(blocks) + "\n"
 
 
 def as_csv(scores: Scores) -> str:

@@ -64,13 +64,11 @@ def gather(mosaic: Mosaic, modality: str, cells: Numbers) -> View:
 
     parts, places = [], []
     group = np.zeros(len(cells), np.int64)
-    measured = np.ones((len(mosaic.batches), len(mosaic.features[modality])), dtype=bool)
+    measured = measured_features(mosaic, modality)
     for code, batch in enumerate(mosaic.batches):
         tile = mosaic.tiles.get((batch, modality))
         if tile is None:
             continue
-        if tile.mask is not None:
-            measured[code] = tile.mask
         here = np.flatnonzero(np.isin(cells, tile.cells))
         if len(here):
             rows = tile.source.rows(np.searchsorted(tile.cells, cells[here])).to_scipy()
@@ -85,6 +83,16 @@ def gather(mosaic: Mosaic, modality: str, cells: Numbers) -> View:
     back = np.empty(len(order), np.int64)
     back[order] = np.arange(len(order))
     return View(modality, sp.csr_matrix(sp.vstack(parts, format="csr")[back]), group, measured)
+
+
+def measured_features(mosaic: Mosaic, modality: str) -> Flags:
+    """``(n_batches, D)``: features measured in each batch; all of them where the batch does not have the modality."""
+    measured = np.ones((len(mosaic.batches), len(mosaic.features[modality])), dtype=bool)
+    for code, batch in enumerate(mosaic.batches):
+        tile = mosaic.tiles.get((batch, modality))
+        if tile is not None and tile.mask is not None:
+            measured[code] = tile.mask
+    return measured
 
 
 def _scaled(modality: str, x: Any, n_measured: Numbers) -> Any:

@@ -15,7 +15,7 @@ from headless.data.holdout import Holdout, choose
 from headless.data.mosaic import Mosaic, Tile
 from headless.data.simulate import simulate
 from headless.data.sources import MemoryRows
-from headless.evaluate.baselines import KNN, MEAN, ORACLE, RIDGE, predict
+from headless.evaluate.baselines import KNN, KNN_COUNTS, MEAN, ORACLE, RIDGE, predict
 from headless.evaluate.imputation import compare
 from headless.evaluate.views import gather, unintegrated
 
@@ -83,6 +83,7 @@ def test_hidden_values_are_not_reachable(planted: tuple[Mosaic, Hidden]) -> None
             x[np.flatnonzero(np.isin(tile.cells, cells))] = 9999
             spoilt[key] = replace(tile, source=MemoryRows(x.tocsr()))
     again = predict(replace(truth, tiles=spoilt).without(hidden), "adt", cells)
+    assert KNN_COUNTS in first
     for name, baseline in first.items():
         np.testing.assert_array_equal(baseline.values, again[name].values)
     assert ORACLE not in first

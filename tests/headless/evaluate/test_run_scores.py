@@ -17,7 +17,7 @@ from headless.data.mosaic import Mosaic
 from headless.data.simulate import Simulated, simulate
 from headless.errors import MosaicError
 from headless.evaluate import score_run
-from headless.evaluate.baselines import KNN, MEAN, ORACLE, RIDGE
+from headless.evaluate.baselines import KNN, KNN_COUNTS, MEAN, ORACLE, RIDGE
 from headless.evaluate.run_scores import MODEL, PCA
 from headless.evaluate.scib import Settings
 from headless.evaluate.table import as_csv, text
@@ -86,10 +86,13 @@ def test_expected_counts_beat_every_fair_baseline(scores: dict[str, Any]) -> Non
     for modality in ("rna", "adt"):
         model = scores["imputation"][modality][MODEL]
         beside = scores["baselines"]["imputation"][modality]
-        assert set(beside) == {MEAN, KNN, RIDGE, ORACLE}
-        for name in (KNN, RIDGE):
+        assert set(beside) == {MEAN, KNN, KNN_COUNTS, RIDGE, ORACLE}
+        for name in (KNN, KNN_COUNTS, RIDGE):
             assert value(model, "pearson_feature") > value(beside[name], "pearson_feature"), (modality, name)
-            assert value(model, "pearson_cell") > value(beside[name], "pearson_cell"), (modality, name)
+        # Answers of the same kind: expected counts, put on the scale afterwards.
+        for name in ("pearson_cell", "pearson_flat", "spearman_cell"):
+            assert value(model, name) > value(beside[KNN_COUNTS], name), (modality, name)
+        assert value(model, "rmse_flat") < value(beside[KNN_COUNTS], "rmse_flat"), modality
         assert beside[MEAN]["pearson_feature"]["value"] is None
         cells = {name: row["rmse_flat"]["parameters"]["cells"] for name, row in {MODEL: model, **beside}.items()}
         assert len(set(cells.values())) == 1
@@ -120,10 +123,13 @@ def test_tables_hold_the_model_above_its_baselines(scores: dict[str, Any]) -> No
     assert shown.index("model") < shown.index(PCA)
     lines = shown.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("Hidden adt"))
-    assert [line.split("  ")[0] for line in lines[start + 2 : start + 7]] == [MODEL, MEAN, KNN, RIDGE, ORACLE]
+    assert [line.split("  ")[0] for line in lines[start + 2 : start + 8]] == [
+        MODEL, MEAN, KNN, KNN_COUNTS, RIDGE, ORACLE,
+    ]  # fmt: skip
     assert f"{value(scores['imputation']['adt'][MODEL], 'pearson_feature'):.3f}" in lines[start + 2]
     assert "-" in lines[start + 3].split()  # the mean has no correlation per feature
     assert "was not asked for" in shown
+    assert "imputation of adt, feature mean: pearson_feature, spearman_feature: constant" in shown
     table = list(csv.DictReader(io.StringIO(as_csv(scores))))
     [row] = [r for r in table if (r["part"], r["row"], r["metric"]) == ("imputation of adt", KNN, "rmse_flat")]
     assert float(row["value"]) == scores["baselines"]["imputation"]["adt"][KNN]["rmse_flat"]["value"]
