@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -19,6 +20,8 @@ from headless.jobs.runfolder import RunFolder
 
 #: Seconds between two looks at the queue and the events.
 TICK = 0.2
+#: Signals within so many seconds are one wish: schedulers and ``timeout`` send them to a program and to its group.
+ONE_WISH = 1.0
 #: Plain output tells of an epoch or of progress at most this often.
 PLAIN_EVERY = 5.0
 
@@ -126,7 +129,7 @@ def follow(queue: Queue, runs: Sequence[RunFolder], as_json: bool) -> int:
         if queue.active.id not in ours and not as_json:
             say(f"waiting for {queue.active.id}, which is running")
     with _interrupts() as asked:
-        told = 0
+        pausing = False
         while True:
             active = queue.active
             ended = queue.tick()
@@ -135,17 +138,21 @@ def follow(queue: Queue, runs: Sequence[RunFolder], as_json: bool) -> int:
                 for event in events:
                     screen.show(run, event)
             _tell_silent(queue, ended, screen)
-            if queue.idle or len(asked) > 1:
+            if queue.idle or any(moment - asked[0] > ONE_WISH for moment in asked):
                 break
-            if len(asked) > told:
-                told = len(asked)
-                queue.clear()
-                if queue.active is not None:
-                    queue.active.ask("pause")
-                    note(f"{queue.active.id} saves and pauses; once more to leave without waiting for it")
+            if asked and not pausing:
+                pausing = True
+                _pause(queue)
             time.sleep(TICK)
         screen.close()
-    return _exit_code(runs, as_json, waited=queue.idle)
+    return _exit_code(runs, as_json)
+
+
+def _pause(queue: Queue) -> None:
+    queue.clear()
+    if queue.active is not None:
+        queue.active.ask("pause")
+        note(f"{queue.active.id} saves and pauses; Ctrl-C again leaves without waiting for it")
 
 
 def _tell_silent(queue: Queue, ended: Mapping[str, str], screen: Plain | Json) -> None:
@@ -157,9 +164,10 @@ def _tell_silent(queue: Queue, ended: Mapping[str, str], screen: Plain | Json) -
             screen.show(run, {"time": time.time(), "kind": "state", "status": status, "remark": run.state.remark})
 
 
-def _exit_code(runs: Sequence[RunFolder], as_json: bool, waited: bool) -> int:
+def _exit_code(runs: Sequence[RunFolder], as_json: bool) -> int:
+    """0, or the code of the first run that did not end well; failures are told, and how to go on."""
     code = EXIT_CODES["ok"]
-    resumable = False
+    unfinished = False
     for run in runs:
         state, status = run.state, run.status
         if status == "failed" and state.error:
@@ -170,29 +178,28 @@ def _exit_code(runs: Sequence[RunFolder], as_json: bool, waited: bool) -> int:
             print_error(error, as_json)
             code = code or error.exit_code
         elif status != "done":
-            resumable = resumable or status in ("paused", "interrupted", "queued")
+            unfinished = unfinished or status != "cancelled"
             code = code or EXIT_CODES["stopped"]
-    if resumable and not as_json:
-        where = runs[0].base
-        note(f"go on later with: mosaic-headless resume {_study(where)}" + ("" if waited else " (once it has paused)"))
+    if unfinished and not as_json:
+        note(f"go on later with: mosaic-headless resume {_study(runs[0].base)}")
     return code
 
 
-def _study(base: Any) -> str:
+def _study(base: Path) -> str:
     found = sorted(base.glob("*.mosaic"))
     return str(found[0]) if len(found) == 1 else "STUDY"
 
 
 @contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """The signals received so far, instead of their usual effect."""
-    asked: list[int] = []
+def _interrupts() -> Iterator[list[float]]:
+    """The moments at which a signal came, instead of its usual effect."""
+    asked: list[float] = []
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
 
-    def remember(number: int, _frame: FrameType | None) -> None:
-        asked.append(number)
+    def remember(_number: int, _frame: FrameType | None) -> None:
+        asked.append(time.monotonic())
 
     before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
