@@ -128,6 +128,12 @@ def follow(queue: Queue, runs: Sequence[RunFolder], as_json: bool) -> int:
         read.setdefault(queue.active.id, _size(queue.active))
         if queue.active.id not in ours and not as_json:
             say(f"waiting for {queue.active.id}, which is running")
+        process = queue.active.state.process
+        if process is not None and not process.here:
+            note(
+                f"{queue.active.id} is said to run on {process.host}; if that computer has stopped, press Ctrl-C and "
+                f"delete {queue.path}"
+            )
     with _interrupts() as asked:
         pausing = False
         while True:

@@ -64,6 +64,7 @@ class Queue:
         self._lock.acquire()
         try:
             self.state = self._read()
+            self._reap()  # a worker that ended while nobody looked must not pass for one at work
         except BaseException:
             self._lock.release()
             raise
@@ -97,16 +98,24 @@ class Queue:
 
         Returns the runs whose worker has ended since the last tick, and how. Never waits.
         """
-        ended: dict[str, Status] = {}
-        if self.state.active is not None and not self._running(self.state.active):
-            active, self._child = self.state.active, None
-            ended[active.run] = _hand_back(RunFolder(self.folder / active.run), active.attempt)
-            self._write(active=None)
+        ended = self._reap()
         while self.state.active is None and self.state.waiting:
             run = RunFolder(self.folder / self.state.waiting[0])
             self._write(waiting=self.state.waiting[1:])
-            if run.status in RESUMABLE and run.path.is_dir():
+            if run.path.is_dir() and run.status in RESUMABLE:
                 self._start(run)
+        return ended
+
+    def _reap(self) -> dict[str, Status]:
+        """Let go of the active run if its worker is gone; how it ended."""
+        active = self.state.active
+        if active is None or self._running(active):
+            return {}
+        self._child = None
+        run = RunFolder(self.folder / active.run)
+        # The folder may have been deleted by hand: then there is nothing to take back.
+        ended = {run.id: _hand_back(run, active.attempt)} if run.path.is_dir() else {}
+        self._write(active=None)
         return ended
 
     def _start(self, run: RunFolder) -> None:

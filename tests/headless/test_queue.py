@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from headless.errors import MosaicError
 from headless.jobs.launch import environment
 from headless.jobs.queue import Launcher, Queue
 from headless.jobs.runfolder import RunFolder
+from headless.lock import ProcessId
 from headless.project import Experiment
 
 #: A worker that writes the states of a real one and obeys a file instead of a model.
@@ -117,6 +119,41 @@ def test_a_killed_worker_is_interrupted_and_goes_on_when_asked(study: Path) -> N
         assert until(lambda: run.state.attempts == 2)
         end(run)
         assert until(lambda: queue.tick() == {"first-1": "done"})
+
+
+def test_a_run_that_ended_while_nobody_looked_can_be_added_again(study: Path) -> None:
+    run = make(study, "first")
+    with Queue(study, fake()) as queue:
+        queue.add(run)
+        queue.tick()
+    assert until(lambda: run.status == "running")
+    end(run, "paused")
+    assert until(lambda: run.status == "paused")
+    (run.path / "end").unlink()
+    process = json.loads((run.path.parent / "queue.json").read_text())["active"]["process"]
+    assert until(lambda: not ProcessId(**process).alive)
+    with Queue(study, fake()) as queue:
+        assert queue.active is None
+        queue.add(run)
+        queue.tick()
+        assert until(lambda: run.status == "running")
+        end(run)
+        assert until(lambda: queue.tick() == {"first-1": "done"})
+
+
+def test_a_run_folder_deleted_by_hand_does_not_block_the_queue(study: Path) -> None:
+    first, second = make(study, "first"), make(study, "second")
+    with Queue(study, fake()) as queue:
+        queue.add(first)
+        queue.tick()
+        assert until(lambda: first.status == "running")
+        end(first)
+        assert until(lambda: first.status == "done")
+        shutil.rmtree(first.path)
+        queue.add(second)
+        assert until(lambda: second.status == "running" or queue.tick())
+        end(second)
+        assert until(lambda: queue.tick() == {"second-1": "done"})
 
 
 def test_a_worker_that_never_began_is_a_failure_and_not_a_circle(study: Path) -> None:
