@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from headless.data.covariates import Covariate, covariate_values
 from headless.data.mosaic import Mosaic, Tile
 from headless.data.sources import MemoryRows, Rows
 
@@ -68,6 +69,12 @@ class TileRows:
         return self.row_ids * self.n_columns + self.columns
 
     @cached_property
+    def totals(self) -> Tensor:
+        """``(m,)`` float32: the sum of each row (its library size)."""
+        out = torch.zeros(self.n_rows, device=self.values.device)
+        return out.index_add_(0, self.row_ids, self.values)
+
+    @cached_property
     def dense(self) -> Tensor:
         """``(m, n_columns)`` float32."""
         return self.scatter(self.values)
@@ -94,6 +101,9 @@ class Minibatch:
         Modality -> rows; modalities that no cell of the minibatch has are absent.
     one_batch
         The batch code that all cells share, ``None`` if they do not.
+    covariates
+        ``(n, C)`` float32 in the order of ``Layout.covariates``: level codes, or standardised values; ``None`` if the
+        method asked for none.
     cache
         What a module in evaluation mode computed of this minibatch and may need again (experts of each modality).
     """
@@ -102,6 +112,7 @@ class Minibatch:
     batch: Tensor
     x: dict[str, TileRows] = field(default_factory=dict)
     one_batch: int | None = None
+    covariates: Tensor | None = None
     cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -205,14 +216,19 @@ class MinibatchMaker:
     device
         Where minibatches are made. On a GPU the sparse data are held there when they take less than
         ``resident_share`` of its free memory.
+    covariates
+        Columns of the table of cells that the method asked for (``Layout.covariates``).
     """
 
     resident_share = 0.5
 
-    def __init__(self, mosaic: Mosaic, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, mosaic: Mosaic, device: str | torch.device = "cpu", covariates: Sequence[Covariate] = ()
+    ) -> None:
         self.device = torch.device(device)
         self.mosaic = mosaic
         self.batch_codes = mosaic.batch_codes
+        self.covariates = torch.from_numpy(covariate_values(mosaic.cells, covariates)) if covariates else None
         resident = self.device.type == "cuda" and self._fits()
         self._gatherers = {m: _Gatherer(mosaic, m, self.device, resident) for m in mosaic.modalities}
 
@@ -240,6 +256,7 @@ class MinibatchMaker:
             torch.from_numpy(codes).to(self.device, non_blocking=True),
             gathered,
             int(codes[0]) if len(codes) and (codes == codes[0]).all() else None,
+            None if self.covariates is None else self.covariates[cells].to(self.device, non_blocking=True),
         )
 
     def stream(self, plan: Iterable[NDArray[np.int64]]) -> Iterator[Minibatch]:

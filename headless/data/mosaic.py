@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from headless.data.covariates import Covariate, find_covariates
 from headless.data.pattern import MODALITIES, Pattern, TilePattern
 from headless.data.sources import RowSource
 
@@ -150,12 +151,15 @@ class Layout:
     chunks
         Modality -> sizes of the runs of neighbouring features that share a sub-network (chromosomes for ATAC);
         one chunk of all features when chromosomes are unknown.
+    covariates
+        Columns of the table of cells that the method was asked to know, with their levels.
     """
 
     batches: tuple[str, ...]
     features: Mapping[str, tuple[str, ...]]
     measured_in: Mapping[str, tuple[str, ...]]
     chunks: Mapping[str, tuple[int, ...]]
+    covariates: tuple[Covariate, ...] = ()
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -167,8 +171,14 @@ class Layout:
         return len(self.features[modality])
 
     @classmethod
-    def of(cls, mosaic: Mosaic) -> Layout:
-        """The layout of a mosaic; peaks must stand grouped by chromosome (the builder orders them)."""
+    def of(cls, mosaic: Mosaic, covariates: Sequence[str] = ()) -> Layout:
+        """The layout of a mosaic; peaks must stand grouped by chromosome (the builder orders them).
+
+        Raises
+        ------
+        MosaicError
+            ``data.unknown_covariate``, ``data.bad_covariate``.
+        """
         return cls(
             batches=mosaic.batches,
             features={m: tuple(map(str, mosaic.features[m].index)) for m in mosaic.modalities},
@@ -176,6 +186,7 @@ class Layout:
                 m: tuple(b for b in mosaic.batches if (b, m) in mosaic.tiles) for m in mosaic.modalities
             },
             chunks={m: _chunks(m, mosaic.features[m]) for m in mosaic.modalities},
+            covariates=find_covariates(mosaic.cells, covariates),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -185,6 +196,7 @@ class Layout:
             "features": {m: list(names) for m, names in self.features.items()},
             "measured_in": {m: list(names) for m, names in self.measured_in.items()},
             "chunks": {m: list(sizes) for m, sizes in self.chunks.items()},
+            "covariates": [covariate.as_dict() for covariate in self.covariates],
         }
 
     @classmethod
@@ -199,6 +211,7 @@ class Layout:
             features=frozen(values["features"]),
             measured_in=frozen(values["measured_in"]),
             chunks=frozen(values["chunks"]),
+            covariates=tuple(Covariate.from_dict(entry) for entry in values.get("covariates", ())),
         )
 
 

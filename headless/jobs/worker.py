@@ -190,7 +190,7 @@ class Worker:
         for reason in verdict.reasons:
             self.log(f"note: {reason}")
         seed_all(request.seed)
-        return models.create(request.model, config, Layout.of(mosaic))
+        return models.create(request.model, config, Layout.of(mosaic, getattr(config, "covariates", ())))
 
     @property
     def _fit_file(self) -> Path:

@@ -7,7 +7,7 @@ with a :class:`Module`. Tasks, metrics and the loop are written once against thi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,12 +31,16 @@ class Posterior:
         ``(n, d)``.
     parts
         Named slices of the ``d`` dimensions; ``biological`` names the one that is the embedding to show.
+    context
+        ``(n, k)``: what :meth:`Module.decode` should know of each cell besides its latent state (library sizes,
+        covariates, visible data); ``None`` if nothing. It holds nothing of modalities that were not encoded.
     """
 
     mean: Tensor
     log_variance: Tensor
     parts: Mapping[str, slice] = field(default_factory=dict)
     biological: str = ""
+    context: Tensor | None = None
 
     def part(self, name: str) -> Tensor:
         """The mean of one named part, ``(n, d_part)``."""
@@ -63,6 +67,8 @@ class OptimizerSpec:
     lr: float
     weight_decay: float
     betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    amsgrad: bool = False
 
 
 class Module(nn.Module, ABC):
@@ -73,6 +79,8 @@ class Module(nn.Module, ABC):
     #: Named slices of the latent dimensions, and the one that is the embedding.
     parts: Mapping[str, slice]
     biological: str
+    #: Can :meth:`decode` not do without the context of the posterior?
+    needs_context: bool = False
     #: Context in which networks (never losses) are computed; the loop sets it to the precision of the run.
     autocast: Callable[[], AbstractContextManager[Any]] = staticmethod(nullcontext)
 
@@ -88,8 +96,18 @@ class Module(nn.Module, ABC):
         """
 
     @abstractmethod
-    def decode(self, latent: Tensor, modality: str, batch: Tensor) -> Likelihood:
-        """The likelihood of a modality given latent means ``(n, d)`` and batch codes ``(n,)``."""
+    def decode(self, latent: Tensor, modality: str, batch: Tensor, context: Tensor | None = None) -> Likelihood:
+        """The likelihood of a modality given latent means ``(n, d)`` and batch codes ``(n,)``.
+
+        ``context`` is that of the posterior; without it a method takes what is typical of the training data (the
+        median library size, the commonest covariates), unless it ``needs_context``.
+        """
+
+    def prepare(self, batches: Iterable[Minibatch]) -> None:
+        """Called once before training with all training cells: learn what is fixed (library sizes, feature means).
+
+        What is learnt must be kept in buffers, so that it is saved with the weights.
+        """
 
     def optimizers(self) -> dict[str, OptimizerSpec]:
         """Optimisers by name, in no particular order; one over everything by default."""

@@ -8,6 +8,7 @@ non-zeros alone (``x`` is sparse): Poisson ``sum exp(eta) - sum_nz x eta + sum_n
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,6 +37,17 @@ class Likelihood(ABC):
     @abstractmethod
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """One draw, ``(n, D)``."""
+
+
+#: log x! of small counts, which are nearly all counts.
+_FACTORIALS = torch.lgamma(torch.arange(1, 1026, dtype=torch.float64)).float()
+
+
+def log_factorial(x: Tensor) -> Tensor:
+    """``log x!`` of counts (of any non-negative number): the part of a likelihood that no parameter moves."""
+    if x.is_cuda or x.numel() == 0 or float(x.max()) >= len(_FACTORIALS) or bool((x != x.floor()).any()):
+        return torch.lgamma(x + 1)
+    return _FACTORIALS[x.long()]
 
 
 class _SparseLoss(torch.autograd.Function):
@@ -84,7 +96,7 @@ class Poisson(Likelihood):
         return _SparseLoss.apply(self.log_rate, x.flat, x.values, x.mask, "exp")  # type: ignore[no-any-return, no-untyped-call]
 
     def nll(self, x: TileRows) -> Tensor:
-        return self.loss(x) + torch.lgamma(x.values + 1).sum()
+        return self.loss(x) + log_factorial(x.values).sum()
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         return torch.poisson(self.mean, generator)
@@ -108,3 +120,42 @@ class Bernoulli(Likelihood):
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         return torch.bernoulli(self.mean, generator=generator)
+
+
+class SquaredError(Likelihood):
+    """Continuous values with unit variance: ``sum (t - mean)^2`` over measured features (Multigrate's ``mse``).
+
+    Parameters
+    ----------
+    fitted
+        ``(n, D)``: expected values on the scale of training.
+    forward
+        Takes measured rows to that scale, zeros to zeros.
+    back
+        Takes fitted values to the scale on which they are reported.
+    """
+
+    def __init__(
+        self,
+        fitted: Tensor,
+        forward: Callable[[TileRows], TileRows] = lambda x: x,
+        back: Callable[[Tensor], Tensor] = lambda values: values,
+    ) -> None:
+        self.fitted = fitted
+        self.forward = forward
+        self.back = back
+
+    @property
+    def mean(self) -> Tensor:
+        return self.back(self.fitted.float())
+
+    def loss(self, x: TileRows) -> Tensor:
+        error = (self.fitted.float() - self.forward(x).dense).square()
+        return (error if x.mask is None else error * x.mask).sum()
+
+    def nll(self, x: TileRows) -> Tensor:
+        return self.loss(x)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        noise = torch.randn(self.fitted.shape, generator=generator, device=self.fitted.device)
+        return self.back(self.fitted.float() + noise * 0.5**0.5)

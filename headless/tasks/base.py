@@ -125,7 +125,7 @@ def stream(
         Whatever a module raises other than ``model.cannot``.
     """
     live, refused = list(items), dict[str, str]()
-    maker = MinibatchMaker(mosaic, device=device)
+    maker = MinibatchMaker(mosaic, device, module.layout.covariates)
     measured = {modality: mosaic.measured(modality) for modality in mosaic.modalities}
     with inference(module, device):
         for start, batch in zip(range(0, mosaic.n_cells, size), maker.in_order(size), strict=True):
@@ -180,6 +180,7 @@ def decode(
     codes: torch.Tensor,
     keep: NDArray[np.bool_],
     generator: torch.Generator | None = None,
+    context: torch.Tensor | None = None,
 ) -> NDArray[np.float32]:
     """Expected values of the cells ``keep`` of a block, or a draw if a ``generator`` is given.
 
@@ -189,17 +190,20 @@ def decode(
         ``(n, d)`` and ``(n,)``, on the module's device.
     keep
         ``(n,)``; the other rows of the answer are NaN.
+    context
+        That of the posterior, where it is to be used.
 
     Returns
     -------
     ``(n, D)`` float32.
     """
     if keep.all():
-        return _values(module.decode(latent, modality, codes), generator)
+        return _values(module.decode(latent, modality, codes, context), generator)
     found = np.full((len(keep), module.layout.n_features(modality)), np.nan, dtype=np.float32)
     if keep.any():
         which = torch.from_numpy(np.flatnonzero(keep)).to(latent.device)
-        found[keep] = _values(module.decode(latent[which], modality, codes[which]), generator)
+        some = None if context is None else context[which]
+        found[keep] = _values(module.decode(latent[which], modality, codes[which], some), generator)
     return found
 
 

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from headless.data.minibatch import MinibatchMaker
+from headless.data.mosaic import Mosaic
 from headless.models.base import Module
 from headless.tasks.base import BLOCK, decode, inference
 
@@ -49,17 +51,28 @@ def decode_blocks(
     size: int = BLOCK,
     sample: bool = False,
     seed: int = 0,
+    mosaic: Mosaic | None = None,
 ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
     """Decode stored latents block by block: (rows, values ``(n, D)``); NaN rows where the latent is NaN.
 
-    ``sample`` draws from the likelihood with the random state ``seed`` instead of taking expected values.
+    ``sample`` draws from the likelihood with the random state ``seed`` instead of taking expected values. ``mosaic``
+    is asked for the cells again where the module needs their context to decode; all others decode with what is
+    typical (the median library size), so that technical depth is taken out too.
     """
     generator = torch.Generator(device=device).manual_seed(seed) if sample else None
+    maker = None
+    if module.needs_context:
+        if mosaic is None:
+            raise ValueError("the module needs the context of the cells")
+        maker = MinibatchMaker(mosaic, device, module.layout.covariates)
     for start in range(0, len(latents), size):
         rows = slice(start, min(start + size, len(latents)))
         block = np.array(latents[rows])
         keep = np.asarray(np.isfinite(block).all(axis=1))
         with inference(module, device):
+            context = None
+            if maker is not None:
+                context = module.encode(maker.make(np.arange(rows.start, rows.stop))).context
             values = decode(
                 module,
                 torch.from_numpy(block).to(device),
@@ -67,5 +80,6 @@ def decode_blocks(
                 torch.from_numpy(np.array(codes[rows])).to(device),
                 keep,
                 generator,
+                context,
             )
         yield rows, values

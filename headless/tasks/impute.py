@@ -39,9 +39,10 @@ class Decoded(Item):
         posterior = block.posteriors.get(self.subset)
         if posterior is None:
             return
-        values = decode(module, posterior.mean, self.modality, block.batch.batch, block.having(self.subset))
+        latent, codes, context = posterior.mean, block.batch.batch, posterior.context
+        values = decode(module, latent, self.modality, codes, block.having(self.subset), context=context)
         if self.keep_observed:
-            likelihood = module.decode(posterior.mean[:1], self.modality, block.batch.batch[:1])
+            likelihood = module.decode(latent[:1], self.modality, codes[:1], None if context is None else context[:1])
             put_observed(values, block.batch, self.modality, binary=isinstance(likelihood, Bernoulli))
         self.sink[block.rows] = values
 

@@ -207,7 +207,8 @@ class _Writer:
         progress = self._progress(f"correct {modality}")
         try:
             for rows, values in decode_blocks(
-                self.module, latents, codes, modality, self.device, size=self.size, sample=sample, seed=seed
+                self.module, latents, codes, modality, self.device, size=self.size, sample=sample, seed=seed,
+                mosaic=self.mosaic,
             ):
                 sink[rows] = values
                 progress(rows.stop, len(latents))

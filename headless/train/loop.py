@@ -142,7 +142,7 @@ class _Trainer:
         self.optimizers, self.rates = _optimizers(module)
         self.train_cells, self.validation_cells = split(mosaic, config.validation_fraction, seed)
         self.sampler = make_sampler(config, mosaic, self.train_cells, seed)
-        self.maker = MinibatchMaker(mosaic, self.device)
+        self.maker = MinibatchMaker(mosaic, self.device, module.layout.covariates)
         self.total = total_steps(config, self.sampler.steps)
         self.position = Position()
         self.average = AveragedWeights(module, config.average_weights) if config.average_weights > 0 else None
@@ -162,6 +162,8 @@ class _Trainer:
             self.sums = {key: torch.tensor(v, device=self.device) for key, v in self.position.sums.items()}
             self.module.load_extra_state(self.position.module)
             self.emit("log", level="info", text=f"Resumed at epoch {self.position.epoch}, step {self.position.step}.")
+        else:
+            self._prepare()
         outcome = self.position.finished
         while outcome is None:
             outcome = self._epoch()
@@ -173,6 +175,12 @@ class _Trainer:
             self._save()
         self._final_weights()
         return self._result(outcome)
+
+    @torch.no_grad()
+    def _prepare(self) -> None:
+        """Let the module learn what is fixed from the training cells, in order."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            self.module.prepare(self.maker.in_order(1024, np.sort(np.concatenate(self.train_cells))))
 
     def _epoch(self) -> str | None:
         """Train to the end of the current epoch; why training ends, or ``None`` to go on."""
@@ -346,7 +354,10 @@ def _fabric(device: str, config: ModelConfig) -> Fabric:
 def _optimizers(module: Module) -> tuple[dict[str, Optimizer], dict[str, float]]:
     specs = module.optimizers()
     made: dict[str, Optimizer] = {
-        name: AdamW(list(s.parameters), lr=s.lr, betas=s.betas, weight_decay=s.weight_decay, fused=True)
+        name: AdamW(
+            list(s.parameters), lr=s.lr, betas=s.betas, eps=s.eps, weight_decay=s.weight_decay, amsgrad=s.amsgrad,
+            fused=True,
+        )
         for name, s in specs.items()
     }
     return made, {name: s.lr for name, s in specs.items()}

@@ -71,7 +71,7 @@ class Linear(Module):
             total[rows] += t
         return Posterior(weighted / total, -total.log().expand(-1, 3), self.parts, self.biological)
 
-    def decode(self, latent: Tensor, modality: str, batch: Tensor) -> Likelihood:
+    def decode(self, latent: Tensor, modality: str, batch: Tensor, context: Tensor | None = None) -> Likelihood:
         if f"decode {modality}" in self.cannot:
             raise MosaicError("model.cannot", f"This method has no decoder for {modality}.")
         eta = latent @ self.get_buffer(f"v_{modality}") + 0.1 * batch[:, None]

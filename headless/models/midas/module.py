@@ -100,7 +100,7 @@ class Midas(Module):
         mean, log_variance = self._product([experts[m] for m in wanted] + [self._batch_expert(batch)])
         return Posterior(mean, log_variance, self.parts, self.biological)
 
-    def decode(self, latent: Tensor, modality: str, batch: Tensor) -> Likelihood:
+    def decode(self, latent: Tensor, modality: str, batch: Tensor, context: Tensor | None = None) -> Likelihood:
         with self.autocast():
             return self._likelihood(modality, self.decoder.head(self.decoder.trunk(latent), modality))
 
@@ -189,7 +189,7 @@ class Midas(Module):
             }
             told = None if drop else self.batch_decoder(z[:, self.parts["u"]])
         for m, parameters in outputs.items():
-            terms[f"reconstruction_{m}"] = self._likelihood(m, parameters).loss(batch.x[m]) / n
+            terms[f"reconstruction_{m}"] = self._likelihood(m, parameters).nll(batch.x[m]) / n
         if told is not None:
             terms["batch"] = config.weight_batch * cross_entropy(told.float(), batch.batch)
         c, u = self.parts["c"], self.parts["u"]
