@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -130,6 +130,17 @@ class Module(nn.Module, ABC):
         """
         counts = torch.bincount(batch, minlength=len(self.layout.batches))
         return latent, torch.full_like(batch, int(counts.argmax()))
+
+    def standard_mean(self, latent: Tensor, modality: str, batch: Tensor) -> Tensor:
+        """Expected values ``(n, D)`` at a library of 10,000 where the method has libraries; as decoded otherwise."""
+        return self.decode(latent, modality, batch).mean
+
+    def prior_sd(self, kind: Literal["faithful", "corrected"] = "corrected") -> Tensor:
+        """``(d,)``: standard deviations of the prior; a method whose paper's code takes others says so.
+
+        ``faithful`` are those of the published code, where they differ from the true ones.
+        """
+        return torch.ones(max(int(part.stop) for part in self.parts.values()))
 
     def start_epoch(self, epoch: int, step: int, total_steps: int) -> None:
         """Called before each epoch: schedules of weights and rates that depend on progress."""
