@@ -33,6 +33,12 @@ class _SparseProduct(torch.autograd.Function):
         return torch.from_numpy(ctx.matrix.T.tocsr() @ upstream[0].contiguous().numpy()), None, None, None
 
 
+def sparse_product(weight: Tensor, indptr: Tensor, columns: Tensor, values: Tensor) -> Tensor:
+    """``A W`` for a CSR matrix ``A`` ``(n, in)`` without gradient and a dense ``W`` ``(in, out)``, on the CPU."""
+    product: Tensor = _SparseProduct.apply(weight, indptr, columns, values)  # type: ignore[no-untyped-call]
+    return product
+
+
 class SparseLinear(nn.Module):
     """A linear layer whose input is sparse: ``y = x W + b`` with ``W`` stored ``(in, out)``, so that rows are gathered.
 
