@@ -63,6 +63,33 @@ _OWN = (
         "headless.models.midas.config:MidasConfig",
         "headless.models.midas.module:Midas",
     ),
+    Method(
+        "multigrate",
+        "Multigrate",
+        "Paired and partly paired data; a reference onto which new batches are mapped",
+        "Lotfollahi, Litinetskaya and Theis, Multigrate: single-cell multi-omic data integration, bioRxiv (2022), "
+        "2022.03.16.484643",
+        "headless.models.multigrate.config:MultigrateConfig",
+        "headless.models.multigrate.module:Multigrate",
+    ),
+    Method(
+        "scmm",
+        "scMM",
+        "Paired modalities, each generated from the other, and programs of features that a person can read",
+        "Minoura et al., A mixture-of-experts deep generative model for integrated analysis of single-cell multiomics "
+        "data, Cell Reports Methods (2021)",
+        "headless.models.scmm.config:ScmmConfig",
+        "headless.models.scmm.module:Scmm",
+    ),
+    Method(
+        "scvaeit",
+        "scVAEIT",
+        "Mosaic data with gaps: imputation of features and modalities that some cells lack",
+        "Du, Cai and Roeder, Robust probabilistic modeling for single-cell multimodal mosaic integration and "
+        "imputation via scVAEIT, PNAS (2022)",
+        "headless.models.scvaeit.config:ScVaeitConfig",
+        "headless.models.scvaeit.module:ScVaeit",
+    ),
 )
 
 
