@@ -117,8 +117,33 @@ class StratifiedSampler(Sampler):
         ]
 
 
+class TwoBatchSampler(Sampler):
+    """Minibatches of two chunks, each of cells of one batch (the sampler of the Multigrate package).
+
+    Every batch is shuffled and cut into chunks of half a minibatch (the rest is left out if there is more than one
+    chunk); chunks are shuffled and joined two by two, so about one pair in G is of the same batch.
+    """
+
+    @property
+    def steps(self) -> int:
+        return ceil(sum(self._chunks(cells) for cells in self.batches) / 2)
+
+    def _chunks(self, cells: Cells) -> int:
+        return max(1, len(cells) // max(1, self.size // 2))
+
+    def _plan(self, random: np.random.Generator) -> list[Cells]:
+        half = max(1, self.size // 2)
+        chunks = []
+        for cells in self.batches:
+            order = random.permutation(cells)
+            chunks += [order[n * half : (n + 1) * half] for n in range(self._chunks(cells))]
+        mixed = [chunks[number] for number in random.permutation(len(chunks))]
+        return [np.concatenate(mixed[n : n + 2]) for n in range(0, len(mixed), 2)]
+
+
 SAMPLERS: dict[str, type[Sampler]] = {
     "one batch": OneBatchSampler,
     "mixed": MixedSampler,
     "stratified": StratifiedSampler,
+    "two batches": TwoBatchSampler,
 }

@@ -41,3 +41,24 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
 def reparametrise(mean: Tensor, log_variance: Tensor) -> Tensor:
     """One draw ``mu + exp(logvar / 2) eps`` (Kingma and Welling, ICLR 2014)."""
     return mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
+
+
+def keep_some(present: Tensor, p: float) -> Tensor:
+    """Which experts a cell keeps when, with probability ``p``, it keeps one of its own at random and no other.
+
+    Training on what one modality alone says teaches decoders to answer from it (ours; compare the random subsets of
+    Sutter, Daunhawer and Vogt, ICLR 2021).
+
+    Parameters
+    ----------
+    present
+        ``(n, M)`` bool: the modalities that each cell has.
+
+    Returns
+    -------
+    ``(n, M)`` float32: 1 = kept.
+    """
+    draws = torch.rand(present.shape, device=present.device).masked_fill(~present, -1.0)
+    only = torch.nn.functional.one_hot(draws.argmax(1), present.shape[1]).float()
+    alone = torch.rand(len(present), 1, device=present.device) < p
+    return torch.where(alone, only, torch.ones_like(only)) * present

@@ -54,6 +54,11 @@ class MidasConfig(ModelConfig):
         0.1, title="Steps without the batch expert", tier="expert", ge=0, le=1,
         help="Share of training steps in which the posterior does not see which batch a cell is from.",
     )
+    modality_dropout: float = Field(
+        0.0, title="Cells shown one modality", tier="expert", ge=0, le=1,
+        help="Share of cells that training encodes from one of their modalities while it decodes all: teaches "
+        "translation and imputation (an extension; 0 = as published).",
+    )
     weight_batch: float = Field(
         1004.0, title="Weight of the batch reconstruction", tier="expert", ge=0,
         help="How much u must tell the batch. 1004 as in the paper's code, 1000 in the published package.",

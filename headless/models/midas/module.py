@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from headless.data.minibatch import Minibatch, TileRows
 from headless.data.mosaic import Layout
 from headless.models.base import Module, OptimizerSpec, Posterior, Update
-from headless.models.experts import gaussian_kl, precision, product_of_experts, reparametrise
+from headless.models.experts import gaussian_kl, keep_some, precision, product_of_experts, reparametrise
 from headless.models.likelihoods import Bernoulli, Likelihood, Poisson
 from headless.models.midas.config import MidasConfig
 from headless.models.midas.networks import DataDecoder, DataEncoder, Discriminators, stack
@@ -165,6 +165,19 @@ class Midas(Module):
         t = precision(log_variance)
         return Expert(t * mean, t, None)
 
+    def _kept(self, experts: dict[str, Expert]) -> list[Expert]:
+        """The experts that the joint posterior hears in this step; all of them unless ``modality_dropout`` is on."""
+        every = list(experts.values())
+        if not self.training or self.config.modality_dropout == 0 or len(every) < 2:
+            return every
+        one = every[0].precision.new_ones(len(every[0].precision))
+        here = torch.stack([one if e.present is None else e.present for e in every], 1)
+        kept = keep_some(here > 0, self.config.modality_dropout)
+        return [
+            Expert(e.weighted * kept[:, i, None], e.precision * kept[:, i, None], kept[:, i])
+            for i, e in enumerate(every)
+        ]
+
     @staticmethod
     def _product(experts: list[Expert]) -> tuple[Tensor, Tensor]:
         return product_of_experts([e.weighted for e in experts], [e.precision for e in experts])
@@ -175,7 +188,7 @@ class Midas(Module):
         experts = self._experts(batch)
         drop = self.training and float(torch.rand(())) < config.batch_expert_dropout
         from_batch = [] if drop else [self._batch_expert(batch)]
-        mean, log_variance = self._product([*experts.values(), *from_batch])
+        mean, log_variance = self._product([*self._kept(experts), *from_batch])
         z = reparametrise(mean, log_variance)
         latents = {m: reparametrise(*self._product([expert, *from_batch])) for m, expert in experts.items()}
 

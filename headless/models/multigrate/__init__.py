@@ -1,0 +1,1 @@
+"""Multigrate (Lotfollahi, Litinetskaya and Theis, bioRxiv 2022)."""
