@@ -311,42 +311,49 @@ def test_mapping_needs_a_conditioned_model(tiny_mosaic):
         made(tiny_mosaic, condition_on_batch=False).for_query(Layout.of(tiny_mosaic))
 
 
-def test_more_alignment_mixes_batches(tmp_path: Path):
-    """Planted types with an offset a batch: MMD lowers what tells batches apart, and keeps the types."""
+SETTINGS = {"lr": 3e-3, "max_epochs": 40, "patience": 0, "batch_size": 128, "validation_fraction": 0.0, "hidden": 32}
+
+
+@pytest.fixture(scope="module")
+def blood() -> Mosaic:
+    from headless.data.simulate import simulate
+
+    return simulate(600, n_genes=200, n_proteins=30, n_peaks=40).to_mosaic()
+
+
+def trained(mosaic: Mosaic, folder: Path, **settings: object) -> Multigrate:
+    module = made(mosaic, **{**SETTINGS, **settings})
+    fit(module, mosaic, module.config, seed=0, device="cpu", checkpoints=folder, emit=lambda kind, **fields: None)
+    return module.eval()
+
+
+@torch.no_grad()
+def embedded(module: Multigrate, mosaic: Mosaic) -> np.ndarray:
+    return torch.cat([module.encode(b).mean for b in MinibatchMaker(mosaic).in_order(500)]).numpy()
+
+
+def test_alignment_mixes_batches_and_keeps_types(blood: Mosaic, tmp_path: Path):
     from sklearn.metrics import silhouette_score
+    from sklearn.model_selection import cross_val_score
+    from sklearn.neighbors import KNeighborsClassifier
 
-    from headless.data.simulate import simulate
-
-    mosaic = simulate(400, n_genes=60, n_proteins=12, n_peaks=0 or 40).to_mosaic()
-    batch, label = mosaic.cells["batch"].astype(str), mosaic.cells["label"].astype(str)
-    by_batch, by_label = {}, {}
-    for weight in (0.0, 300.0):
-        module = made(mosaic, weight_alignment=weight, lr=3e-3, max_epochs=30, patience=0, batch_size=128,
-                      validation_fraction=0.0, condition_on_batch=False, weight_kl=1e-2)  # fmt: skip
-        fit(module, mosaic, module.config, seed=0, device="cpu", checkpoints=tmp_path / str(weight),
-            emit=lambda kind, **fields: None)  # fmt: skip
-        module.eval()
-        with torch.no_grad():
-            z = torch.cat([module.encode(b).mean for b in MinibatchMaker(mosaic).in_order(500)]).numpy()
-        by_batch[weight], by_label[weight] = silhouette_score(z, batch), silhouette_score(z, label)
-    assert by_batch[300.0] < by_batch[0.0]
-    assert by_label[300.0] > 0.5 * by_label[0.0] > 0
+    batch, label = blood.cells["batch"].astype(str), blood.cells["label"].astype(str)
+    apart = embedded(trained(blood, tmp_path / "apart", alignment="none"), blood)
+    mixed = embedded(trained(blood, tmp_path / "mixed", weight_alignment=20.0), blood)
+    assert silhouette_score(mixed, batch) < silhouette_score(apart, batch) - 0.05
+    kept = [cross_val_score(KNeighborsClassifier(10), z, label, cv=3).mean() for z in (apart, mixed)]
+    assert kept[1] > kept[0] - 0.1
+    assert kept[1] > 2 * label.value_counts(normalize=True).iloc[0]
 
 
-def test_imputation_of_hidden_protein_beats_the_feature_mean(tmp_path: Path):
-    from headless.data.simulate import simulate
-
-    truth = simulate(600, n_genes=60, n_proteins=12, n_peaks=40).to_mosaic()
-    both = np.flatnonzero(truth.measured("rna") & truth.measured("adt"))
-    hidden = both[::4]
-    mosaic = truth.without({"adt": hidden})
-    module = made(mosaic, adt="nb", lr=3e-3, max_epochs=30, patience=0, batch_size=128, validation_fraction=0.0)
-    fit(module, mosaic, module.config, seed=0, device="cpu", checkpoints=tmp_path, emit=lambda kind, **fields: None)
-    module.eval()
+def test_imputation_of_hidden_protein_beats_the_feature_mean(blood: Mosaic, tmp_path: Path):
+    hidden = np.flatnonzero(blood.measured("rna") & blood.measured("adt"))[::4]
+    mosaic = blood.without({"adt": hidden})
+    module = trained(mosaic, tmp_path, weight_alignment=20.0)
     with torch.no_grad():
         batch = MinibatchMaker(mosaic).make(hidden)
         posterior = module.encode(batch)
         found = module.decode(posterior.mean, "adt", batch.batch, posterior.context).mean.numpy()
-    target = MinibatchMaker(truth).make(hidden).x["adt"].dense.numpy()
+    target = MinibatchMaker(blood).make(hidden).x["adt"].dense.numpy()
     r = pd.DataFrame(np.log1p(found)).corrwith(pd.DataFrame(np.log1p(target)))
-    assert r.mean() > 0.3
+    assert r.mean() > 0.2  # 0 for the feature mean
