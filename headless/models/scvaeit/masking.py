@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from headless.data.minibatch import Minibatch, TileRows
+from headless.models.scvaeit.scoring import Mask
 
 
 @dataclass
@@ -154,19 +155,28 @@ class Bank:
     views: dict[str, Tensor]
     share: Tensor
 
-    def masks(self, rows: Tensor) -> Tensor | None:
-        """Masks of some rows, ``(len(rows), D)`` (or ``(D,)``); ``None`` if all of them are complete."""
-        if not len(rows) or int(rows.max()) < self.m:
-            return None if self.mask is None else self.mask if self.mask.dim() == 1 else self.mask[rows]
-        parts = torch.cat([self.visible, self.hidden])
-        if int(rows.min()) >= self.m:
-            return parts[rows - self.m]
-        out = torch.ones(len(rows), self.x.n_columns, device=parts.device)
-        first = rows < self.m
-        if self.mask is not None:
-            out[first] = self.mask if self.mask.dim() == 1 else self.mask[rows[first]]
-        out[~first] = parts[rows[~first] - self.m]
-        return out
+    def order(self, rows: Tensor) -> Tensor:
+        """Places of complete rows first, then of parts, each in their order."""
+        return torch.argsort((rows >= self.m).to(torch.uint8), stable=True)
+
+    def masks(self, rows: Tensor) -> Mask:
+        """Masks of rows that stand in :meth:`order`."""
+        start = int((rows < self.m).sum())
+        head = self.mask if self.mask is None or self.mask.dim() == 1 else self.mask[rows[:start]]
+        tail = None
+        if start < len(rows):
+            tail = torch.cat([self.visible, self.hidden])[rows[start:] - self.m]
+        return Mask(start, head, tail)
+
+
+def _rows(
+    indptr: Tensor, columns: Tensor, values: Tensor, n_columns: int, row_ids: Tensor | None = None
+) -> TileRows:
+    """Sparse rows without a mask; the row of each value is kept where it is known."""
+    made = TileRows(None, indptr, columns, values, n_columns, None)
+    if row_ids is not None:
+        made.__dict__["row_ids"] = row_ids
+    return made
 
 
 def take(x: TileRows, rows: Tensor) -> TileRows:
@@ -175,15 +185,19 @@ def take(x: TileRows, rows: Tensor) -> TileRows:
     lengths = x.indptr[rows + 1] - starts
     indptr = torch.zeros(len(rows) + 1, dtype=torch.int64, device=rows.device)
     torch.cumsum(lengths, 0, out=indptr[1:])
-    shift = torch.repeat_interleave(starts - indptr[:-1], lengths)
-    pick = torch.arange(len(shift), device=rows.device) + shift
-    return TileRows(None, indptr, x.columns[pick], x.values[pick], x.n_columns, None)
+    row_ids = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), lengths)
+    pick = (starts - indptr[:-1]).index_select(0, row_ids)
+    pick += torch.arange(len(row_ids), device=rows.device)
+    return _rows(indptr, x.columns.index_select(0, pick), x.values.index_select(0, pick), x.n_columns, row_ids)
 
 
-def _keep(x: TileRows, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """CSR of the stored values for which ``keep`` holds."""
-    counts = torch.bincount(x.row_ids[keep], minlength=x.n_rows)
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)]), x.columns[keep], x.values[keep]
+def _keep(x: TileRows, keep: Tensor) -> TileRows:
+    """The stored values for which ``keep`` holds."""
+    row_ids = x.row_ids[keep]
+    counts = torch.bincount(row_ids, minlength=x.n_rows)
+    return _rows(
+        torch.cat([counts.new_zeros(1), counts.cumsum(0)]), x.columns[keep], x.values[keep], x.n_columns, row_ids
+    )
 
 
 def bank_of(x: TileRows, n: int, shares: Tensor, hidden: Hidden | None = None) -> Bank:
@@ -211,7 +225,7 @@ def bank_of(x: TileRows, n: int, shares: Tensor, hidden: Hidden | None = None) -
         share = (x.mask @ shares).expand(m)
     empty = torch.zeros(0, x.n_columns, device=device)
     if hidden is None:
-        plain = TileRows(None, x.indptr, x.columns, x.values, x.n_columns, None)
+        plain = _rows(x.indptr, x.columns, x.values, x.n_columns, x.row_ids)
         views = {"full": full, "visible": full, "hidden": torch.full_like(full, -1)}
         return Bank(plain, m, 0, x.mask, empty, empty, views, share)
     k = len(hidden.partial)
@@ -224,19 +238,18 @@ def bank_of(x: TileRows, n: int, shares: Tensor, hidden: Hidden | None = None) -
     visible[at], concealed[at] = seen, unseen
     views = {"full": full, "visible": visible, "hidden": concealed}
     if k == 0:
-        plain = TileRows(None, x.indptr, x.columns, x.values, x.n_columns, None)
+        plain = _rows(x.indptr, x.columns, x.values, x.n_columns, x.row_ids)
         return Bank(plain, m, 0, x.mask, empty, empty, views, share)
     some = take(x, hidden.partial)
     gone = hidden.bits.view(-1)[some.flat]
     left, right = _keep(some, ~gone), _keep(some, gone)
-    nnz, half = len(x.values), len(left[1])
-    rows = TileRows(
-        None,
-        torch.cat([x.indptr, left[0][1:] + nnz, right[0][1:] + nnz + half]),
-        torch.cat([x.columns, left[1], right[1]]),
-        torch.cat([x.values, left[2], right[2]]),
+    nnz, half = len(x.values), len(left.values)
+    rows = _rows(
+        torch.cat([x.indptr, left.indptr[1:] + nnz, right.indptr[1:] + nnz + half]),
+        torch.cat([x.columns, left.columns, right.columns]),
+        torch.cat([x.values, left.values, right.values]),
         x.n_columns,
-        None,
+        torch.cat([x.row_ids, left.row_ids + m, right.row_ids + m + k]),
     )
     hidden_mask = hidden.bits.float()
     measured = rows_mask(x, hidden.partial)

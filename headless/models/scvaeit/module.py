@@ -219,11 +219,12 @@ class ScVaeit(Module):
         number = self.layout.modalities.index(modality)
         depth = library[:, number]
         depth = torch.where(torch.isnan(depth), self.get_buffer("library")[number], depth)
-        covariates = self._decoder_covariates(self.get_buffer(f"code_{modality}")[batch], told)
+        codes = self.get_buffer(f"code_{modality}")[batch]
+        covariates = self._decoder_covariates(codes, told)
         with self.autocast():
             trunk = self._decoder_trunk(latent, embedding, covariates, 1)
             output = self.outputs[modality](trunk, skips[number] if skips else None)
-        return self._likelihood(modality, output, depth, covariates)
+        return self._likelihood(modality, output, depth, codes, told)
 
     def start_epoch(self, epoch: int, step: int, total_steps: int) -> None:
         self.epoch = epoch
@@ -303,7 +304,9 @@ class ScVaeit(Module):
         x = bank.x
         if used < x.n_rows:
             end = int(x.indptr[used])
+            row_ids = x.row_ids[:end]
             x = type(x)(None, x.indptr[: used + 1], x.columns[:end], x.values[:end], x.n_columns, None)
+            x.__dict__["row_ids"] = row_ids
         if m == "atac":
             values = (x.values > 0.5).float()
         else:
@@ -323,15 +326,24 @@ class ScVaeit(Module):
         out: Tensor = self.decoder_trunk(torch.cat(inputs, 1), groups)
         return out
 
-    def _likelihood(self, m: str, output: Tensor, library: Tensor, covariates: Tensor | None) -> Counts | Peaks:
+    def _likelihood(
+        self, m: str, output: Tensor, library: Tensor, codes: Tensor, told: Tensor | None
+    ) -> Counts | Peaks:
+        """The likelihood of rows with these batch codes and other covariates ``told``."""
         if m == "atac":
             return Peaks(output)
-        level = self.dispersion_bias[m][None]
-        if covariates is not None and m in self.dispersion:
-            level = torch.addmm(self.dispersion_bias[m], covariates, self.dispersion[m])
+        level, group = self.dispersion_bias[m][None], None
+        if self._n_others:
+            # Few cells differ in their covariates, unless one is continuous.
+            columns = self._decoder_covariates(codes, told)
+            assert columns is not None
+            kinds, group = torch.unique(columns, dim=0, return_inverse=True)
+            level = torch.addmm(self.dispersion_bias[m], kinds, self.dispersion[m])
+        elif self.n_batch:
+            level, group = self.dispersion_bias[m] + self.dispersion[m], codes
         phi = softplus(level.float()).clamp(LEAST_PHI, MOST_PHI)
         top = float(self.get_buffer("top")[self.layout.modalities.index(m)])
-        return Counts(output, phi, library, top, self.config.nb_target == "lognorm")
+        return Counts(output, phi, library, top, self.config.nb_target == "lognorm", group)
 
     # ---- the objective ------------------------------------------------------------------------------------------
 
@@ -403,7 +415,8 @@ class ScVaeit(Module):
         """Named losses of all goals; each modality's scored rows are decoded in one product."""
         n, device = batch.n, z.device
         pairs = list(dict.fromkeys((goal.sample, goal.given) for goal in goals))
-        covariates = self._decoder_covariates(batch.batch, self._covariates(batch))
+        told = self._covariates(batch)
+        covariates = self._decoder_covariates(batch.batch, told)
         many = None if covariates is None else covariates.repeat(len(pairs), 1)
         terms: dict[str, Tensor] = {}
         with self.autocast():
@@ -424,6 +437,8 @@ class ScVaeit(Module):
             goal_of = torch.repeat_interleave(torch.arange(len(goals), device=device), sizes, output_size=sum(counts))
             at = [pairs.index((goal.sample, goal.given)) for goal in goals]
             seen = [views.names.index(goal.given) for goal in goals]
+            order = bank.order(rows)
+            cells, rows, goal_of = cells[order], rows[order], goal_of[order]
             in_trunk = torch.tensor(at, device=device)[goal_of] * n + cells
             in_views = torch.tensor(seen, device=device)[goal_of] * n + cells
             with self.autocast():
@@ -432,9 +447,8 @@ class ScVaeit(Module):
             library = torch.ones(n, device=device)
             at_cells = slice(None) if batch.x[m].rows is None else batch.x[m].rows
             library[at_cells] = _library(bank)[: bank.m]
-            likelihood = self._likelihood(
-                m, output, library[cells], None if covariates is None else covariates[cells]
-            )
+            others = None if told is None else told[cells]
+            likelihood = self._likelihood(m, output, library[cells], batch.batch[cells], others)
             target = take(bank.x, rows)
             each = likelihood.rows(target, bank.masks(rows)) + likelihood.constants(target)
             sums = torch.zeros(len(goals), device=device).index_add(0, goal_of, each)
