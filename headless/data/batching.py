@@ -86,6 +86,9 @@ def group(parts: Sequence[Part], preparation: Preparation) -> tuple[Grouping, li
         if edit.exclude:
             notes.append(f"Batch {name} of {dataset} left out on request.")
             continue
+        if edit.without:
+            segments = _without(edit.without, segments, name)
+            notes.append(f"Batch {name} of {dataset} is used without {', '.join(edit.without)}, as asked.")
         if edit.name is not None and edit.name != name:
             notes.append(f"Batch {name} of {dataset} renamed to {edit.name}.")
             merged.add(edit.name)
@@ -113,6 +116,32 @@ def group(parts: Sequence[Part], preparation: Preparation) -> tuple[Grouping, li
             "data.no_cells", "No batch is left.", "Add a file, or take a batch back in.", field="preparation.batches"
         )
     return grouping, notes
+
+
+def _without(
+    modalities: tuple[str, ...], segments: list[tuple[str, Segment]], name: str
+) -> list[tuple[str, Segment]]:
+    """The segments of a batch that stay; a batch must keep a modality."""
+    there = {modality for modality, _ in segments}
+    for modality in modalities:
+        if modality not in there:
+            raise MosaicError(
+                "data.unknown_modality",
+                f"Batch {name!r} has no {modality} to leave out.",
+                f"It has {', '.join(sorted(there))}.",
+                field="preparation.batches",
+                batch=name,
+            )
+    kept = [(modality, segment) for modality, segment in segments if modality not in modalities]
+    if not kept:
+        raise MosaicError(
+            "data.no_cells",
+            f"Batch {name!r} would lose all its modalities.",
+            "Leave the batch out instead (exclude).",
+            field="preparation.batches",
+            batch=name,
+        )
+    return kept
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

@@ -11,12 +11,19 @@ ALL_BATCHES = "*"
 
 
 class BatchEdit(Frozen):
-    """What happens to a batch: it gets another name, or it is left out. Two batches with one name are merged."""
+    """What happens to a batch: it gets another name, it loses a modality, or it is left out.
+
+    Two batches with one name are merged.
+    """
 
     name: str | None = Field(
         None, title="Name", tier="basic", min_length=1, help="Another name; batches that get the same name are merged."
     )
     exclude: bool = Field(False, title="Leave out", tier="basic", help="Leave the cells of this batch out.")
+    without: tuple[str, ...] = Field(
+        (), title="Modalities to leave out", tier="basic",
+        help="Modalities of this batch that are not used: bad ones, or some that a benchmark hides.",
+    )
 
 
 class Thresholds(Frozen):

@@ -137,6 +137,17 @@ def test_batches_are_renamed_merged_and_left_out(make_part: MakePart) -> None:
     assert dense(mosaic, "both", "rna").loc[["a", "b", "d"]].to_numpy().tolist() == (np.eye(4) + 1)[[0, 1, 3]].tolist()
 
 
+def test_a_batch_is_used_without_a_modality(make_part: MakePart) -> None:
+    parts = [make_part("f", m, np.eye(4) + 1, "abcd", list("wxyz"), batch=["1", "1", "2", "2"]) for m in ("rna", "adt")]
+    mosaic = assemble(parts, Preparation(batches={"2": {"without": ["adt"]}}))
+    assert set(mosaic.tiles) == {("1", "rna"), ("1", "adt"), ("2", "rna")}
+    assert any("2 of f is used without adt" in note for note in mosaic.notes)
+    for edit, code in (({"without": ["atac"]}, "data.unknown_modality"), ({"without": ["rna", "adt"]}, "data.no_cells")):
+        with pytest.raises(MosaicError) as caught:
+            assemble(parts, Preparation(batches={"2": edit}))
+        assert caught.value.code == code
+
+
 def test_a_misspelt_batch_is_refused_with_the_nearest_name(make_part: MakePart) -> None:
     part = make_part("f", "rna", [[1]], "a", "g", batch="donor1")
     with pytest.raises(MosaicError, match="donor1") as caught:
