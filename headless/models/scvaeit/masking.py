@@ -219,10 +219,7 @@ def bank_of(x: TileRows, n: int, shares: Tensor, hidden: Hidden | None = None) -
     numbers = torch.arange(m, device=device)
     full = torch.full((n,), -1, dtype=torch.int64, device=device)
     full[at] = numbers
-    if x.mask is None:
-        share = torch.ones(m, device=device)
-    else:
-        share = (x.mask @ shares).expand(m)
+    share = torch.ones(m, device=device) if x.mask is None else (x.mask @ shares).expand(m)
     empty = torch.zeros(0, x.n_columns, device=device)
     if hidden is None:
         plain = _rows(x.indptr, x.columns, x.values, x.n_columns, x.row_ids)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from math import log
+from operator import add
 from typing import Any
 
 import torch
@@ -271,20 +273,19 @@ class ScVaeit(Module):
         if covariates is not None and groups > 1:
             covariates = covariates.repeat(groups, 1)
         with self.autocast():
-            products, total = {}, 0.0
+            products, sums = {}, []
             for m in self.layout.modalities:
                 bank = banks.get(m)
                 if bank is None:
-                    total = total + self.masks.weights[m].sum(0, keepdim=True)
+                    sums.append(self.masks.weights[m].sum(0, keepdim=True))
                     continue
                 product, mask_rows = self._rows(m, bank, batch, "hidden" in names)
                 index = torch.cat([bank.views[name] for name in names])
                 # -1 is the last row: nothing of this modality.
                 index = torch.where(index < 0, len(mask_rows) - 1, index)
                 products[m] = product.index_select(0, index)
-                total = total + mask_rows.index_select(0, index)
-            assert isinstance(total, Tensor)
-            embedding = self.masks.finish(total.expand(groups * n, -1))
+                sums.append(mask_rows.index_select(0, index))
+            embedding = self.masks.finish(reduce(add, sums).expand(groups * n, -1))
             activations, start = {}, 0
             for m, widths in self.widths.items():
                 size = widths.mask * widths.groups

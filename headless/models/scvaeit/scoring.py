@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from headless.data.minibatch import TileRows
 from headless.models.likelihoods import Likelihood, log_factorial

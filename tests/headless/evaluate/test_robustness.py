@@ -1,4 +1,4 @@
-"""Panels with gaps: constants, places and scales worked out by hand; a method that fills in must beat one that cannot."""
+"""Panels with gaps: constants, places and scales worked out by hand; one that fills in must beat one that cannot."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ from headless.models.likelihoods import Likelihood, Poisson
 
 def mosaic_of(names: dict[str, list[str]], counts: dict[str, np.ndarray], batch: str = "b") -> Mosaic:
     n = len(next(iter(counts.values())))
-    cells = pd.DataFrame({"batch": [batch] * n, "barcode": [str(i) for i in range(n)]}, index=[f"c{i}" for i in range(n)])
+    names_of_cells = [f"c{i}" for i in range(n)]
+    cells = pd.DataFrame({"batch": [batch] * n, "barcode": names_of_cells}, index=names_of_cells)
     tiles = {
-        (batch, m): Tile(batch, m, MemoryRows(sp.csr_matrix(x.astype(np.float32))), np.arange(n)) for m, x in counts.items()
-    }  # fmt: skip
+        (batch, m): Tile(batch, m, MemoryRows(sp.csr_matrix(x.astype(np.float32))), np.arange(n))
+        for m, x in counts.items()
+    }
     return Mosaic(cells, (batch,), {m: pd.DataFrame(index=found) for m, found in names.items()}, tiles)
 
 

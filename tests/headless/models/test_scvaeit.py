@@ -77,6 +77,19 @@ def one(mosaic: Mosaic, **counts: np.ndarray) -> Mosaic:
     return Mosaic(cells, ("b",), features, tiles)
 
 
+def sparse(values: Tensor, mask: Tensor | None = None) -> TileRows:
+    """Rows from a dense matrix."""
+    rows, columns = values.nonzero(as_tuple=True)
+    indptr = torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(rows, minlength=len(values)).cumsum(0)])
+    return TileRows(None, indptr, columns.to(torch.int32), values[rows, columns], values.shape[1], mask)
+
+
+def nothing(n: int, d: int, rows: Tensor | None = None) -> TileRows:
+    """``n`` rows of zeros."""
+    indptr = torch.zeros(n + 1, dtype=torch.int64)
+    return TileRows(rows, indptr, torch.zeros(0, dtype=torch.int32), torch.zeros(0), d, None)
+
+
 def changed(batch: Minibatch, m: str, where: Tensor, factor: float = 5.0) -> Minibatch:
     """Stored values of a modality multiplied where ``where`` (over its stored values) holds."""
     x = batch.x[m]
@@ -133,7 +146,7 @@ def test_kl_known_answers() -> None:
 def test_zero_of_the_negative_binomial() -> None:
     phi, top, depth = torch.tensor([[0.5]]), TOP, 1.0
     output = torch.logit(torch.tensor([[log(1 + 3.0)]]) / top)
-    zero = TileRows(None, torch.tensor([0, 0]), torch.zeros(0, dtype=torch.int32), torch.zeros(0), 1, None)
+    zero = nothing(1, 1)
     found = Counts(output, phi, torch.tensor([1e4 * depth]), top)
     assert found.mean.item() == pytest.approx(3.0, rel=1e-5)
     assert -found.nll(zero).item() == pytest.approx(-1.832581, abs=1e-5)
@@ -155,8 +168,7 @@ def test_counts_agree_with_float64(lognorm: bool, by_cell: bool) -> None:
     output, raw = torch.randn(n, d).requires_grad_(), torch.randn(3 if by_cell else 1, d).requires_grad_()
     group = torch.tensor([0, 2, 1, 1, 0, 2, 2]) if by_cell else None
     weight = torch.rand(n)
-    csr = counts.to_sparse_csr()
-    x = TileRows(None, csr.crow_indices(), csr.col_indices().to(torch.int32), csr.values(), d, None)
+    x = sparse(counts)
     phi = torch.nn.functional.softplus(raw)
     ours = Counts(output, phi, library, TOP, lognorm, group)
     each = ours.rows(x, Mask(3, mask[:3], mask[3:])) + ours.constants(x)
@@ -187,8 +199,7 @@ def test_counts_agree_with_float64(lognorm: bool, by_cell: bool) -> None:
 def test_peaks_agree_with_the_bernoulli_and_stay_off_the_ends() -> None:
     torch.manual_seed(2)
     logit, mask = torch.randn(5, 9).requires_grad_(), (torch.rand(5, 9) < 0.6).float()
-    csr = (torch.poisson(torch.full((5, 9), 0.6)) * mask).to_sparse_csr()
-    x = TileRows(None, csr.crow_indices(), csr.col_indices().to(torch.int32), csr.values(), 9, mask)
+    x = sparse(torch.poisson(torch.full((5, 9), 0.6)) * mask, mask)
     Peaks(logit).loss(x).backward()
     mine = logit.grad.clone()
     logit.grad = None
@@ -203,10 +214,8 @@ def test_counts_head_reaches_from_zero_to_the_library() -> None:
     library = torch.tensor([777.0])
     assert Counts(torch.tensor([[-100.0]]), torch.ones(1, 1), library, TOP).mean.item() == 0.0
     assert Counts(torch.tensor([[100.0]]), torch.ones(1, 1), library, TOP).mean.item() == pytest.approx(777.0, rel=1e-5)
-    shapes = [
-        {name: p.shape for name, p in ScVaeit(ScVaeitConfig(**SMALL, nb_target=t), layout(rna=9, adt=4)).named_parameters()}
-        for t in ("counts", "lognorm")
-    ]  # fmt: skip
+    made = [ScVaeit(ScVaeitConfig(**SMALL, nb_target=t), layout(rna=9, adt=4)) for t in ("counts", "lognorm")]
+    shapes = [{name: p.shape for name, p in module.named_parameters()} for module in made]
     assert shapes[0] == shapes[1]
 
 
@@ -219,8 +228,7 @@ def test_mmd_known_answer() -> None:
 def test_rates_of_masks() -> None:
     n = 100_000
     sizes = {"rna": 4, "adt": 3, "atac": 2}
-    x = {m: TileRows(None, torch.zeros(n + 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int32), torch.zeros(0), d,
-                     None) for m, d in sizes.items()}  # fmt: skip
+    x = {m: nothing(n, d) for m, d in sizes.items()}
     batch = Minibatch(torch.arange(n), torch.zeros(n, dtype=torch.int64), x)
     torch.manual_seed(0)
     hidden = draw(batch, tuple(sizes), 0.2, "one hidden")
@@ -249,9 +257,8 @@ def test_rates_of_masks() -> None:
 
 def test_any_visible_set_is_as_likely_as_another() -> None:
     n = 60_000
-    empty = torch.zeros(0, dtype=torch.int32)
-    x = {m: TileRows(torch.arange(start, n), torch.zeros(n - start + 1, dtype=torch.int64), empty, torch.zeros(0), 2, None)
-         for m, start in (("rna", 0), ("adt", 0), ("atac", n // 2))}  # fmt: skip
+    starts = {"rna": 0, "adt": 0, "atac": n // 2}
+    x = {m: nothing(n - start, 2, torch.arange(start, n)) for m, start in starts.items()}
     torch.manual_seed(0)
     hidden = draw(Minibatch(torch.arange(n), torch.zeros(n, dtype=torch.int64), x), tuple(x), 0.0, "any")
     visible = torch.zeros(n, 3, dtype=torch.bool)
@@ -265,9 +272,7 @@ def test_any_visible_set_is_as_likely_as_another() -> None:
 
 
 def test_a_cell_keeps_its_only_modality() -> None:
-    empty = torch.zeros(0, dtype=torch.int32)
-    x = {"rna": TileRows(None, torch.zeros(5, dtype=torch.int64), empty, torch.zeros(0), 3, None),
-         "adt": TileRows(torch.tensor([1, 2]), torch.zeros(3, dtype=torch.int64), empty, torch.zeros(0), 3, None)}  # fmt: skip
+    x = {"rna": nothing(4, 3), "adt": nothing(2, 3, torch.tensor([1, 2]))}
     for seed in range(20):
         torch.manual_seed(seed)
         hidden = draw(Minibatch(torch.arange(4), torch.zeros(4, dtype=torch.int64), x), ("rna", "adt"), 0, "one hidden")
@@ -277,9 +282,8 @@ def test_a_cell_keeps_its_only_modality() -> None:
 
 def test_patterns_of_one_modality_are_drawn_from_real_ones() -> None:
     """Section 4.1, step 4: what another batch did not measure is hidden, and is never true missingness twice."""
-    mask = torch.tensor([[1.0, 1.0, 0.0, 1.0]]).repeat(400, 1)
-    x = {"adt": TileRows(None, torch.zeros(401, dtype=torch.int64), torch.zeros(0, dtype=torch.int32), torch.zeros(0), 4,
-                         mask)}  # fmt: skip
+    x = {"adt": nothing(400, 4)}
+    x["adt"].mask = torch.tensor([[1.0, 1.0, 0.0, 1.0]]).repeat(400, 1)
     table = torch.tensor([[True, True, False, True], [False, True, True, True]])
     torch.manual_seed(0)
     hidden = draw(Minibatch(torch.arange(400), torch.zeros(400, dtype=torch.int64), x), ("adt",), 0.0, "one hidden",
@@ -365,7 +369,8 @@ def test_missing_features_change_nothing_and_get_no_loss(tiny_mosaic: Mosaic, mo
     assert bool((outputs.last_bias.grad[missing] == 0).all())
     assert bool((module.encoders[m].x.grad[missing] == 0).all())
     assert bool((outputs.last_bias.grad[np.flatnonzero(tile.mask)] != 0).any())
-    dense = TileRows(batch.x[m].rows, batch.x[m].indptr, batch.x[m].columns, batch.x[m].values, batch.x[m].n_columns, None)
+    dense = batch.x[m].with_values(batch.x[m].values)
+    dense.mask = None
     told = module.eval().encode(batch).mean
     assert not torch.equal(module.encode(replace(batch, x=batch.x | {m: dense}, cache={})).mean, told)
 
@@ -427,13 +432,15 @@ def test_objective_is_what_the_sheet_says(tiny_mosaic: Mosaic, monkeypatch: pyte
         gone[hidden[m].whole] = 1
         gone[hidden[m].partial] = hidden[m].bits.float()
         share = (mask @ module.get_buffer(f"share_{m}")).clamp(min=1e-6)
-        for term, z, part, weight in (("hidden", full, mask * gone, beta), ("visible", visible, mask * (1 - gone), 1 - beta)):
+        for term, z, part, weight in (
+            ("hidden", full, mask * gone, beta),
+            ("visible", visible, mask * (1 - gone), 1 - beta),
+        ):
             covariates = module._decoder_covariates(codes, None)
             trunk = module._decoder_trunk(z.mean, visible.embedding, covariates, 1)
             output = module.outputs[m](trunk[at], visible.activations[m][at])
             likelihood = module._likelihood(m, output, x.totals / share, codes[at], None)
-            csr = (x.dense * part).to_sparse_csr()
-            rows = TileRows(None, csr.crow_indices(), csr.col_indices().to(torch.int32), csr.values(), x.n_columns, part)
+            rows = sparse(x.dense * part, part)
             scale = module.config.modality_weights[m] * weight / n
             wanted[f"{term}_{m}"] = likelihood.nll(rows).item() * scale
     anything = torch.zeros(n, dtype=torch.bool)
@@ -571,7 +578,8 @@ def test_weights_of_modalities_settle_and_are_kept(tiny_mosaic: Mosaic, tmp_path
     torch.testing.assert_close(weights, 1 / sums / (1 / sums).sum(), rtol=1e-3, atol=1e-5)
     module.loss(batch)
     assert torch.equal(module.get_buffer("modality_weights"), weights)
-    assert module.extra_state()["modality_weights"] == dict(zip(module.layout.modalities, weights.tolist(), strict=True))
+    named = dict(zip(module.layout.modalities, weights.tolist(), strict=True))
+    assert module.extra_state()["modality_weights"] == named
     save_model(tmp_path / "model", module.eval(), "scvaeit")
     assert torch.equal(load_model(tmp_path / "model").get_buffer("modality_weights"), weights)
     given = small(tiny_mosaic, modality_weights={"rna": 0.05, "adt": 0.95})
@@ -643,8 +651,8 @@ def test_planted_structure_is_recovered(tmp_path: Path) -> None:
     whole = one(None, rna=rna, adt=adt)  # type: ignore[arg-type]
     gone = np.sort(rng.permutation(len(rna))[: len(rna) // 5])
     mosaic = whole.without({"adt": gone})
-    config = ScVaeitConfig.make("fast", **SMALL | {"max_epochs": 150, "batch_size": 128, "rna_width": 32, "hidden": (32,)},
-                                max_steps=None)  # fmt: skip
+    settings = SMALL | {"max_epochs": 150, "batch_size": 128, "rna_width": 32, "hidden": (32,), "max_steps": None}
+    config = ScVaeitConfig.make("fast", **settings)
     seed_all(0)
     module = create("scvaeit", config, Layout.of(mosaic))
     fit(module, mosaic, config, seed=0, device="cpu", checkpoints=tmp_path / "ck", emit=lambda kind, **fields: None)
