@@ -9,6 +9,7 @@ Layout (written by :mod:`headless.tasks.write`, ``index.json`` last)::
     layers.zarr/imputed/<modality>  float32 (n_cells, D) zarr arrays; likewise corrected/<modality>
     layers.zarr/translated/<a>_to_<b>
     contribution.npy                float32 (n_cells, n_modalities); contribution_means.csv
+    programs/<modality>.csv         what each dimension does to every feature; how they were made is in the index
     metrics.json, model/            written by the evaluation and by the trainer
 
 Everything is read when it is asked for, arrays from disk piece by piece. No torch, scanpy or anndata: the window
@@ -29,6 +30,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from headless.errors import MosaicError
+from headless.tables import read_obs, read_programs
 
 if TYPE_CHECKING:
     import zarr
@@ -119,7 +121,7 @@ class Results:
         """One row a cell, index = cell name: ``batch``, ``barcode``, ``label``, ..., ``measured_<modality>``."""
         path = self.folder / "cells.h5ad"
         try:
-            cells = _read_obs(path)
+            cells = read_obs(path)
         except Exception as error:  # h5py raises many kinds on a damaged file
             raise _damaged(path, error) from error
         if len(cells) != self.n_cells:
@@ -186,6 +188,17 @@ class Results:
                 keep_default_na=False,
                 na_values={name: [""] for name in self.index["contribution"]["modalities"]},
             )
+        except Exception as error:
+            raise _damaged(path, error) from error
+
+    def programs(self, modality: str) -> pd.DataFrame:
+        """What each dimension does to every feature (:mod:`headless.tasks.programs`); how: ``index["programs"]``."""
+        self._check_modality(modality)
+        if modality not in self.index.get("programs", {}).get("modalities", ()):
+            raise self._absent("programs", "programs")
+        path = self.folder / "programs" / f"{modality}.csv"
+        try:
+            return read_programs(path)
         except Exception as error:
             raise _damaged(path, error) from error
 
@@ -403,26 +416,3 @@ def _typed(column: pd.Series[Any], kind: str) -> pd.Series[Any]:
     if kind == "float":
         return pd.to_numeric(column.where(column != "")).astype("float64")
     return column.where(column != "")
-
-
-def _read_obs(path: Path) -> pd.DataFrame:
-    """The obs table of an AnnData file, through h5py (format: anndata's documentation, "on-disk format")."""
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        obs = file["obs"]
-        index = pd.Index(_element(obs[obs.attrs["_index"]]), dtype=object)
-        columns = {str(name): _element(obs[name]) for name in obs.attrs["column-order"]}
-        return pd.DataFrame(columns, index=index)
-
-
-def _element(item: Any) -> Any:
-    kind = item.attrs["encoding-type"]
-    if kind == "categorical":
-        codes, categories = item["codes"][:], _element(item["categories"])
-        return pd.Categorical.from_codes(codes, categories=categories, ordered=bool(item.attrs["ordered"]))
-    if kind == "string-array":
-        return item.asstr()[:]
-    if kind == "array":
-        return item[:]
-    raise ValueError(f"a column of kind {kind!r}")

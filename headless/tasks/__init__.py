@@ -1,4 +1,4 @@
-"""Tasks: embed, impute, translate, correct, contribution. Each is written once, against the model contract.
+"""Tasks: embed, impute, translate, correct, contribution, programs. Each is written once, against the model contract.
 
 No torch here: the project's checks and the window read :data:`OUTPUTS`.
 """
@@ -20,6 +20,7 @@ OUTPUTS: Final[dict[str, str]] = {
     "corrected": "Expected values with the technical differences between batches taken out",
     "translated": "Every modality predicted from every set of other modalities",
     "contribution": "How much each modality contributes to the joint embedding of a cell",
+    "programs": "What each dimension of the embedding does to every feature",
 }
 
 

@@ -95,7 +95,7 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             for name in ("index.json", "contribution.npy", "contribution_means.csv"):
                 (folder / name).unlink(missing_ok=True)
-            for name in ("latents", "features", "layers.zarr"):
+            for name in ("latents", "features", "layers.zarr", "programs"):
                 shutil.rmtree(folder / name, ignore_errors=True)
             (folder / "latents").mkdir()
             (folder / "features").mkdir()

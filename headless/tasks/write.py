@@ -19,6 +19,7 @@ from headless.tasks.contribution import contribution, means
 from headless.tasks.correct import corrected_latents, decode_blocks
 from headless.tasks.embed import Latent, latent_size, pieces, posterior_names, width
 from headless.tasks.impute import imputed
+from headless.tasks.programs import Traversal, programs, write_programs
 from headless.tasks.store import Store
 from headless.tasks.translate import translated, translations
 
@@ -35,6 +36,7 @@ def answer(
     sample: bool = False,
     seed: int = 0,
     k: int = 50,
+    traversal: Traversal = "corrected",
     size: int = BLOCK,
 ) -> None:
     """Write embeddings and the wanted layers of a trained module.
@@ -58,6 +60,8 @@ def answer(
         Corrected layers are draws from the likelihood with this random state instead of expected values.
     k
         Neighbours for the contribution.
+    traversal
+        How programs are read, see :func:`headless.tasks.programs.programs`.
 
     Raises
     ------
@@ -76,6 +80,8 @@ def answer(
             writer.correct(sample, seed)
         if "contribution" in wanted:
             writer.contribute(k, seed)
+        if "programs" in wanted:
+            writer.programs(traversal)
         store.index["outputs"] = {name: writer.state(name) for name in wanted}
         store.write_index()
     except OSError as error:
@@ -236,11 +242,22 @@ class _Writer:
         self.store.index["contribution"] = {"modalities": stored, "k": k}
         self._announce("contribution.npy", "contribution_means.csv")
 
+    def programs(self, kind: Traversal) -> None:
+        try:
+            found = programs(self.module, kind=kind, device=self.device)
+        except MosaicError as error:
+            if error.code != CANNOT:
+                raise
+            self._refuse("programs", error.message)
+            return
+        self._announce(*write_programs(found, self.store))
+
     def state(self, output: str) -> dict[str, str]:
         """What became of an output: ``done``, or ``cannot`` with the reason."""
         made = {
             "embedding": bool(self.store.index["latents"]),
             "contribution": "contribution" in self.store.index,
+            "programs": "programs" in self.store.index,
         }
         done = made.get(output, any(name.startswith(f"{output}/") for name in self.store.index["layers"]))
         if done:

@@ -90,6 +90,11 @@ class ScmmConfig(ModelConfig):
         False, title="Logarithm of the input", tier="expert",
         help="Encoders see log(1 + normalised counts) instead of normalised counts. Extension.",
     )
+    input_dropout: float = Field(
+        0.0, title="Hidden input", tier="advanced", ge=0, lt=1,
+        help="Share of the non-zero values of RNA and ATAC that encoders do not get to see in a training step, so that "
+        "they do not learn single cells by heart. Protein panels are small and are seen whole. Extension; 0 = off.",
+    )
     alignment: float = Field(
         0.0, title="Weight of the alignment", tier="advanced", ge=0,
         help="How closely the states that each modality alone gives a cell must agree. Extension; 0 = off, as "

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import dropout
 
 from headless.data.minibatch import Minibatch, TileRows
 from headless.data.mosaic import Layout
@@ -250,9 +251,12 @@ class Scmm(Module):
             code = batch.batch[cells]
             library = x.totals / self.get_buffer("measured_share")[self.layout.modalities.index(m)][code]
             values = x.values * (SCALE / library)[x.row_ids]
+            if self.config.log_input:
+                values = torch.log1p(values)
+            if m != "adt":
+                values = dropout(values, self.config.input_dropout, self.training)
             with self.autocast():
-                seen = x.with_values(torch.log1p(values) if self.config.log_input else values)
-                location, raw = self.encoders[m](seen, code)
+                location, raw = self.encoders[m](x.with_values(values), code)
             experts[m] = Expert(x, cells, library, location.float(), self._scale(raw.float()))
         if not self.training:
             batch.cache["experts"] = experts
