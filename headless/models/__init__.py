@@ -141,6 +141,17 @@ def get(name: str) -> Method:
     raise MosaicError("model.unknown", f"There is no method {name!r}.", hint, field="model")
 
 
+def page(name: str) -> str:
+    """The page on a method for people who use it (Markdown); empty for a plug-in that ships none."""
+    from headless import resources
+
+    get(name)
+    try:
+        return resources.path("help", "methods", f"{name}.md").read_text(encoding="utf-8")
+    except MosaicError:
+        return ""
+
+
 def create(name: str, config: ModelConfig, layout: Layout) -> Module:
     """A new network of the method for data of this layout."""
     return get(name).load()(config, layout)

@@ -91,6 +91,11 @@ class MultigrateConfig(ModelConfig):
         help="How strongly batches are mixed (MMD). Raise it if batches stay apart, lower it if cell types merge; "
         "100 to 10,000 are usual.",
     )
+    alignment_scale: Literal["raw", "unit"] = Field(
+        "raw", title="Scale of the alignment", tier="expert",
+        help="Align latent states as they are (published), or divided by their spread: then the alignment cannot be "
+        "lowered by shrinking them all (an extension).",
+    )
     weight_pairs: float = Field(
         0.0, title="Weight of agreement in a cell", tier="advanced", ge=0,
         help="How closely the states that each modality alone gives a cell must agree (an extension; 0 = as "

@@ -143,10 +143,12 @@ class Multigrate(Module):
             law = self._likelihood(m, logits, self._codes(batch, x.rows), self._size_of(m)(x), x.mask)
             terms[f"reconstruction_{m}"] = getattr(config, f"weight_{m}", 1.0) * law.nll(x) / n
         terms["kl"] = config.weight_kl * self.kl_warmth * gaussian_kl(mean, log_variance) / n
+        # In units of the spread of the states, alignment gains nothing from shrinking them all.
+        spread = z.square().mean().sqrt() if config.alignment_scale == "unit" else z.new_ones(())
         if config.alignment != "none" and config.weight_alignment > 0:
-            terms["mmd"] = config.weight_alignment * self._alignment(z, experts, batch)
+            terms["mmd"] = config.weight_alignment * self._alignment(z / spread, experts, batch, spread)
         if config.weight_pairs > 0 and len(experts) > 1:
-            terms["pairs"] = config.weight_pairs * self._pairs(experts, n) / n
+            terms["pairs"] = config.weight_pairs * self._pairs(experts, n) / spread.square() / n
         return terms
 
     def encode(self, batch: Minibatch, modalities: Sequence[str] | None = None) -> Posterior:
@@ -360,13 +362,13 @@ class Multigrate(Module):
     def _codes(self, batch: Minibatch, rows: Tensor | None) -> Tensor:
         return batch.batch if rows is None else batch.batch[rows]
 
-    def _alignment(self, z: Tensor, experts: Mapping[str, Expert], batch: Minibatch) -> Tensor:
+    def _alignment(self, z: Tensor, experts: Mapping[str, Expert], batch: Minibatch, spread: Tensor) -> Tensor:
         kind = self.config.alignment
         value = z.new_zeros(())
         if kind in ("latent", "both"):
             value = value + mmd(z, batch.batch)
         if kind in ("marginal", "both"):
-            alone = {m: reparametrise(e.mean, e.log_variance) for m, e in experts.items()}
+            alone = {m: reparametrise(e.mean, e.log_variance) / spread for m, e in experts.items()}
             for m, e in experts.items():
                 value = value + mmd(alone[m], self._codes(batch, e.rows))
             value = value + self._clouds(alone, experts, batch.n)

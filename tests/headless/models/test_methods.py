@@ -173,3 +173,8 @@ def test_settings_describe_themselves_and_presets_hold(name: str, mosaic: Mosaic
         config.make(preset)
     assert config.supports(mosaic.pattern()).level != "cannot"
     assert len(models.get(name).citation) > 20
+    text = models.page(name)
+    assert text.startswith("# ")
+    assert "when" in text.lower()
+    assert "knob" in text.lower() or "setting" in text.lower()
+    assert "cite" in text.lower()
