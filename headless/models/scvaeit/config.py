@@ -167,7 +167,17 @@ class ScVaeitConfig(ModelConfig):
                 "weight_kl": 1.0,
                 "modality_weights": {"rna": 0.15, "adt": 0.83, "atac": 0.02},
             },
-            "fast": {},
+            "fast": {
+                "lr": 2e-3,
+                "lr_schedule": "cosine",
+                "warmup_steps": 50,
+                "max_steps": 1500,
+                "skip": False,
+                "batch_covariate": "decoder",
+                "weight_kl": 0.25,
+                "mmd_weight": 3.0,
+                "informed_start": True,
+            },
         }
 
     @classmethod
