@@ -1,6 +1,6 @@
 """Run by an interpreter that has scmidas 0.3.0: train a few epochs on an h5mu, print seconds a step and peak memory.
 
-usage: python scmidas_step.py DATA.h5mu STEPS_TO_SKIP EPOCHS
+usage: python scmidas_step.py DATA.h5mu MINIBATCH STEPS_TO_SKIP EPOCHS
 """
 
 import json
@@ -30,13 +30,14 @@ class Clock(L.Callback):
 
 
 def main() -> None:
-    path, skip, epochs = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    path = sys.argv[1]
+    size, skip, epochs = map(int, sys.argv[2:5])
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     data = mudata.read_h5mu(path)
     dims = {m: [data[m].n_vars] for m in data.mod}
     os.chdir(tempfile.mkdtemp())
     model = MIDAS.configure_data_from_mdata(
-        load_config(), data, dims, batch_key="batch", batch_size=256, n_save=10_000
+        load_config(), data, dims, batch_key="batch", batch_size=size, n_save=10_000
     )
     clock = Clock()
     trainer = L.Trainer(
