@@ -28,7 +28,7 @@ from headless.models.likelihoods import Likelihood
 from headless.models.scvaeit.config import ScVaeitConfig
 from headless.models.scvaeit.masking import Bank, bank_of, draw, take
 from headless.models.scvaeit.networks import EncoderBlocks, MaskEmbedding, OutputBlocks, SplitNorm, Trunk, Widths, dense
-from headless.models.scvaeit.prepare import learn
+from headless.models.scvaeit.prepare import commonest_visible, learn
 from headless.models.scvaeit.scoring import LEAST_PHI, MOST_PHI, Counts, Peaks
 
 #: The head of counts reaches from 0 to all 10 000 (normalised) counts of a cell in one feature.
@@ -94,7 +94,6 @@ class ScVaeit(Module):
     """
 
     config: ScVaeitConfig
-    needs_context = True
 
     def __init__(self, config: ScVaeitConfig, layout: Layout) -> None:
         super().__init__()
@@ -102,6 +101,7 @@ class ScVaeit(Module):
         self.layout = layout
         self.parts = {"z": slice(0, config.n_latent)}
         self.biological = "z"
+        self.needs_context = config.skip
         self.widths = {m: _widths(m, layout.chunks[m], config) for m in layout.modalities}
         told = len(layout.batches) > 1 and config.batch_covariate != "none"
         self.n_batch = len(layout.batches) if told else 0
@@ -139,6 +139,7 @@ class ScVaeit(Module):
             # A batch without the modality taught the decoder nothing of it: it borrows the code of one that has it.
             borrowed = [b if b in known else known[0] for b in range(len(layout.batches))]
             self.register_buffer(f"code_{m}", torch.tensor(borrowed))
+        self.register_buffer("typical", torch.ones(k, dtype=torch.bool))
         self.register_buffer("library", torch.full((k,), 1e4))
         self.register_buffer("top", torch.full((k,), TOP))
         self.register_buffer("modality_weights", torch.full((k,), 1 / k))
@@ -156,7 +157,8 @@ class ScVaeit(Module):
     # ---- the contract -------------------------------------------------------------------------------------------
 
     def prepare(self, batches: Iterable[Minibatch]) -> None:
-        learnt = learn(batches, self.layout)
+        learnt, present = learn(batches, self.layout)
+        self.get_buffer("typical").copy_(commonest_visible(present, self.config.visible_sets))
         for number, m in enumerate(self.layout.modalities):
             if m not in learnt:
                 continue
@@ -208,11 +210,7 @@ class ScVaeit(Module):
 
     def decode(self, latent: Tensor, modality: str, batch: Tensor, context: Tensor | None = None) -> Likelihood:
         if context is None:
-            raise MosaicError(
-                "model.cannot",
-                "scVAEIT needs to know which features of a cell are missing to predict them.",
-                "Predict from the cells themselves.",
-            )
+            context = self._typical(latent)
         k, others = len(self.layout.modalities), self._n_others
         widths = [self.masks.total, k, others]
         if self.config.skip:
@@ -227,6 +225,21 @@ class ScVaeit(Module):
             trunk = self._decoder_trunk(latent, embedding, covariates, 1)
             output = self.outputs[modality](trunk, skips[number] if skips else None)
         return self._likelihood(modality, output, depth, codes, told)
+
+    def _typical(self, latent: Tensor) -> Tensor:
+        """The context of cells of which nothing is known: what training showed most often was visible."""
+        if self.config.skip:
+            raise MosaicError(
+                "model.cannot",
+                "With the skip on, scVAEIT predicts from the visible data of a cell; its latent state is not enough.",
+                "Predict from the cells themselves, or train with the skip off (--set skip=false).",
+            )
+        n, visible = len(latent), self.get_buffer("typical").tolist()
+        sums = [self.masks.weights[m].sum(0) for m, seen in zip(self.widths, visible, strict=True) if not seen]
+        embedding = self.masks.finish(reduce(add, sums, torch.zeros_like(self.masks.bias))).expand(n, -1)
+        library = self.get_buffer("library").expand(n, -1)
+        told = self._covariates(Minibatch(torch.arange(n), torch.zeros(n, dtype=torch.int64, device=latent.device)))
+        return torch.cat([embedding, library, *([] if told is None else [told])], 1)
 
     def start_epoch(self, epoch: int, step: int, total_steps: int) -> None:
         self.epoch = epoch

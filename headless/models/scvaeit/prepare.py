@@ -94,12 +94,40 @@ class _Sums:
         )
 
 
-def learn(batches: Iterable[Minibatch], layout: Layout) -> dict[str, Facts]:
-    """Facts of each modality that a training cell has."""
+def learn(batches: Iterable[Minibatch], layout: Layout) -> tuple[dict[str, Facts], Tensor]:
+    """Facts of each modality that a training cell has, and the number of cells with each set of modalities.
+
+    Sets are numbered in binary, the first modality being 1: ``(2^K,)``.
+    """
     sums: dict[str, _Sums] = {}
+    numbers = {m: 2**k for k, m in enumerate(layout.modalities)}
+    present = torch.zeros(2 ** len(numbers), dtype=torch.int64)
     for batch in batches:
+        found = torch.zeros(batch.n, dtype=torch.int64, device=batch.batch.device)
         for m, x in batch.x.items():
             if m not in sums:
                 sums[m] = _Sums(len(layout.batches), x.n_columns, x.values.device)
             sums[m].add(x, batch.batch if x.rows is None else batch.batch[x.rows])
-    return {m: found.facts() for m, found in sums.items()}
+            found[slice(None) if x.rows is None else x.rows] += numbers[m]
+        present += torch.bincount(found, minlength=len(present)).cpu()
+    return {m: each.facts() for m, each in sums.items()}, present
+
+
+def commonest_visible(present: Tensor, visible_sets: str) -> Tensor:
+    """``(K,)`` bool: the set of modalities that training leaves visible most often.
+
+    ``present`` is that of :func:`learn`; a cell with several modalities loses one of them (or shows any set of them).
+    """
+    k = len(present).bit_length() - 1
+    shown = torch.zeros(len(present))
+    for number in range(1, len(present)):
+        own = [j for j in range(k) if number >> j & 1]
+        sets = [number]
+        if visible_sets == "any":
+            sets = [s for s in range(1, len(present)) if s & number == s]
+        elif visible_sets == "one hidden" and len(own) > 1:
+            sets = [number - 2**j for j in own]
+        for each in sets:
+            shown[each] += float(present[number]) / len(sets)
+    best = int(shown.argmax())
+    return torch.tensor([bool(best >> j & 1) for j in range(k)])

@@ -28,7 +28,7 @@ from headless.models.scvaeit.config import ScVaeitConfig
 from headless.models.scvaeit.masking import Hidden, bank_of, draw, take
 from headless.models.scvaeit.module import TOP, ScVaeit, kl_between
 from headless.models.scvaeit.networks import SplitNorm
-from headless.models.scvaeit.prepare import learn
+from headless.models.scvaeit.prepare import commonest_visible, learn
 from headless.models.scvaeit.scoring import Counts, Mask, Peaks
 from headless.models.store import load_model, save_model
 from headless.train.loop import fit, seed_all
@@ -526,6 +526,23 @@ def test_context_knows_nothing_of_modalities_that_were_not_encoded(tiny_mosaic: 
     assert caught.value.code == "model.cannot"
 
 
+def test_what_is_visible_most_often_is_typical(tiny_mosaic: Mosaic) -> None:
+    """Two modalities, numbered 1 and 2, both 3: six cells with both, one with the second alone."""
+    present = torch.tensor([0, 0, 1, 6])
+    assert commonest_visible(present, "one hidden").tolist() == [False, True]
+    assert commonest_visible(present, "all").tolist() == [True, True]
+    assert commonest_visible(torch.tensor([0] * 7 + [5]), "one hidden").sum() == 2
+    module = small(tiny_mosaic, skip=False).eval()
+    assert not module.needs_context
+    z, codes = torch.randn(3, 6), torch.zeros(3, dtype=torch.int64)
+    with torch.no_grad():
+        for number, m in enumerate(module.layout.modalities):
+            likelihood = module.decode(z, m, codes)
+            assert bool(torch.isfinite(likelihood.mean).all())
+            if isinstance(likelihood, Counts):
+                assert likelihood.library.tolist() == [module.get_buffer("library")[number].item()] * 3
+
+
 def test_a_batch_without_a_modality_borrows_the_code_of_one_that_has_it(tiny_mosaic: Mosaic, module: ScVaeit) -> None:
     for m in module.layout.modalities:
         has = set(module.layout.measured_in[m])
@@ -612,7 +629,7 @@ def test_shares_of_features_are_found_through_gaps() -> None:
     x = TileRows(None, torch.from_numpy(csr.indptr.astype(np.int64)), torch.from_numpy(csr.indices.astype(np.int32)),
                  torch.from_numpy(csr.data), 8, torch.from_numpy(mask))  # fmt: skip
     shape = Layout(("a", "b"), {"rna": tuple("12345678")}, {"rna": ("a", "b")}, {"rna": (8,)})
-    facts = learn([Minibatch(torch.arange(200), torch.arange(200) // 100, {"rna": x})], shape)["rna"]
+    facts = learn([Minibatch(torch.arange(200), torch.arange(200) // 100, {"rna": x})], shape)[0]["rna"]
     np.testing.assert_allclose(facts.share.numpy(), share, atol=0.01)
     assert facts.library == pytest.approx(5000, rel=0.05)
     assert facts.measured.tolist() == [[True] * 8, [False] * 4 + [True] * 4]
