@@ -72,11 +72,11 @@ class Multigrate(Module):
         self.likelihoods = {m: getattr(config, m, "mse") for m in layout.modalities}
         n_batches = len(layout.batches)
         aligned = n_batches > 1
-        self.conditions = Conditions(
-            n_batches if aligned and config.condition_on_batch else 0, layout.covariates, config
-        )
+        told = config.conditions != "none"
+        self.conditions = Conditions(n_batches if aligned and told else 0, layout.covariates if told else (), config)
         width = self.conditions.width
-        self.encoders = nn.ModuleDict({m: Encoder(layout.n_features(m), width, config) for m in layout.modalities})
+        seen = width if config.conditions == "encoder and decoder" else 0
+        self.encoders = nn.ModuleDict({m: Encoder(layout.n_features(m), seen, config) for m in layout.modalities})
         n_in, depth = config.dim_z, 2
         self.shared = None
         if config.shared_decoder:
@@ -210,11 +210,11 @@ class Multigrate(Module):
         MosaicError
             ``model.cannot`` if the networks are not told the batch; ``model.other_data`` for other features.
         """
-        if self.conditions.batch is None:
+        if self.conditions.batch is None or self.config.conditions != "encoder and decoder":
             raise MosaicError(
                 "model.cannot",
-                "This Multigrate model does not condition on batches, so it has nothing to learn of new ones.",
-                "Train the reference with at least two batches and condition_on_batch on.",
+                "The encoders of this Multigrate model do not know batches, so they have nothing to learn of new ones.",
+                "Train the reference with at least two batches and conditions='encoder and decoder'.",
             )
         mine = self.layout
         for m in query.modalities:

@@ -307,8 +307,16 @@ def test_query_mapping_leaves_the_reference_as_it_was(tiny_mosaic, tmp_path: Pat
 
 
 def test_mapping_needs_a_conditioned_model(tiny_mosaic):
-    with pytest.raises(MosaicError, match="does not condition on batches"):
-        made(tiny_mosaic, condition_on_batch=False).for_query(Layout.of(tiny_mosaic))
+    for told in ("none", "decoder"):
+        with pytest.raises(MosaicError, match="do not know batches"):
+            made(tiny_mosaic, conditions=told).for_query(Layout.of(tiny_mosaic))
+    module = made(tiny_mosaic, conditions="decoder").eval()
+    batch = minibatch(tiny_mosaic)
+    turned = replace(batch, batch=(batch.batch + 1) % len(tiny_mosaic.batches), cache={})
+    assert torch.equal(module.encode(turned).mean, module.encode(batch).mean)
+    z = torch.zeros(2, 16)
+    assert not torch.equal(module.decode(z, "rna", torch.tensor([0, 0])).mean,
+                           module.decode(z, "rna", torch.tensor([1, 1])).mean)  # fmt: skip
 
 
 SETTINGS = {"lr": 3e-3, "max_epochs": 40, "patience": 0, "batch_size": 128, "validation_fraction": 0.0, "hidden": 32}
