@@ -119,13 +119,28 @@ class ScmmConfig(ModelConfig):
 
     @classmethod
     def presets(cls) -> dict[str, dict[str, Any]]:
-        """``paper`` (the authors' tutorial) and ``fast`` (ours)."""
+        """``paper`` (the authors' tutorial) and ``fast`` (ours: wider, Gaussian, with the two extensions)."""
         return {
             "paper": {},
             "fast": {
+                "max_epochs": 60,
                 "batch_size": 256,
-                "lr": 5e-4,
+                "lr": 2e-3,
+                "lr_schedule": "cosine",
+                "warmup_steps": 50,
+                "kl_warmup": 10,
+                "min_epochs": 20,
+                "validation_fraction": 0.05,
+                "average_weights": 0.995,
+                "dim": 20,
+                "hidden_rna": 128,
+                "hidden_other": 128,
+                "posterior": "gaussian",
                 "data_bias": True,
+                "log_input": True,
+                "input_dropout": 0.3,
+                "alignment": 10.0,
+                "batch_in": "decoder",
             },
         }
 
