@@ -454,6 +454,23 @@ def test_alignment_pulls_the_experts_together_and_is_off_by_default(three: Mosai
     assert module.loss(batch)["alignment"].item() == pytest.approx(2.0 * expected / batch.n, rel=1e-5)
 
 
+def test_hidden_input_touches_the_training_of_large_modalities_alone(three: Mosaic) -> None:
+    """RNA and ATAC values are hidden at random while training; proteins, and everything in evaluation, are seen."""
+    module = make(three, input_dropout=0.9)
+    seen: dict[str, list[torch.Tensor]] = {}
+    for m in three.modalities:
+        encoder = module.encoders[m].first
+        encoder.register_forward_pre_hook(lambda _, x, m=m: seen.setdefault(m, []).append(x[0].values))
+    for mode in (True, False):
+        module.train(mode)
+        module._experts(whole(three))
+    hidden = {m: (first == 0).float().mean().item() for m, (first, _) in seen.items()}
+    assert hidden["adt"] == 0.0
+    assert hidden["rna"] > 0.7
+    assert hidden["atac"] > 0.7
+    assert all((last > 0).all() for _, last in seen.values())
+
+
 def test_prior_and_traversal_scales(paired: Mosaic) -> None:
     module = make(paired)
     torch.testing.assert_close(module.prior_sd("corrected"), torch.full((4,), 2**0.5))
@@ -528,7 +545,7 @@ def test_planted_factors_come_back(tmp_path: Path) -> None:
     assert found[dimensions, planted_ones].min() > 0.8, found
     truth = batch.x["adt"].dense.numpy()
     each = np.diag(correlation(np.log1p(guessed), np.log1p(truth)))
-    assert each.min() > 0.6
+    assert each.min() > 0.5
 
 
 def test_a_saved_model_answers_the_same(paired: Mosaic, tmp_path: Path) -> None:
