@@ -39,7 +39,7 @@ SCHEMA_VERSION = 1
 #: One function a version step: ``MIGRATIONS[n]`` turns the raw values of version n into those of version n + 1.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
-Output = Literal["embedding", "imputed", "corrected", "translated", "contribution"]
+Output = Literal["embedding", "imputed", "corrected", "translated", "contribution", "programs"]
 
 
 class Experiment(Frozen):

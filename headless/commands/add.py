@@ -62,7 +62,7 @@ def add(commands: Commands) -> None:
         "--outputs",
         action="append",
         metavar="NAMES",
-        help="embedding, imputed, corrected, translated, contribution (default: the first three)",
+        help="embedding, imputed, corrected, translated, contribution, programs (default: the first three)",
     )
     parser.add_argument("--notes", default="", help="free text")
     parser.add_argument("--list", action="store_true", help="show the settings and presets of the method and end")

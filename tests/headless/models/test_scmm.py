@@ -562,6 +562,23 @@ def test_a_saved_model_answers_the_same(paired: Mosaic, tmp_path: Path) -> None:
         assert torch.equal(module.decode(one.mean, "adt", codes).mean, again.decode(other.mean, "adt", codes).mean)
 
 
+def test_every_task_is_answered(tiny_mosaic: Mosaic, tmp_path: Path) -> None:
+    from headless.results import Results
+    from headless.tasks import OUTPUTS, answer
+
+    module = make(tiny_mosaic)
+    module.prepare(MinibatchMaker(tiny_mosaic).in_order(64))
+    answer(module, tiny_mosaic, tuple(OUTPUTS), tmp_path / "results", lambda kind, **fields: None)
+    results = Results(tmp_path / "results")
+    assert {entry["state"] for entry in results.index["outputs"].values()} == {"done"}
+    assert np.isfinite(results.latents("joint.z")).all()
+    for name in results.layers:
+        values = results.rows(*name.split("/"), slice(None))
+        assert np.isfinite(values).any()
+        assert (values[np.isfinite(values)] >= 0).all(), name
+    assert set(results.programs("rna")["dimension"]) == {1, 2, 3, 4}
+
+
 def pattern(n: int = 100, **batches: dict[str, int]) -> Pattern:
     tiles = tuple(
         TilePattern(batch=b, modality=m, n_cells=k, n_features=9) for b, ms in batches.items() for m, k in ms.items()
