@@ -32,6 +32,7 @@ def steps(folder: Path) -> Iterator[list[str]]:
     yield ["run", project]
     yield ["status", project]
     yield ["evaluate", project, "--run", "first"]
+    yield ["programs", project, "--run", "first", "--dimension", "1"]
     yield ["export", project, "--run", "first", "--to", result, "--layers", "imputed,corrected"]
 
 

@@ -18,7 +18,8 @@ from headless.data.simulate import simulate
 from headless.errors import EXIT_CODES, MosaicError
 from headless.jobs.runfolder import RunFolder, State
 
-COMMANDS = ("new", "add", "check", "run", "resume", "status", "evaluate", "export", "samples", "doctor", "worker")
+COMMANDS = ("new", "add", "check", "run", "resume", "status", "evaluate", "export", "programs", "methods",
+            "samples", "doctor", "worker")  # fmt: skip
 
 
 class Shell:
@@ -300,6 +301,17 @@ def test_the_whole_way(sh: Shell, study: Path) -> None:
     assert data.n_obs == 150
     assert {"imputed", "corrected"} <= set(data.mod["rna"].layers)
     assert sh("export", study, "--run", "first", "--to", study.parent / "pair.h5mu") == EXIT_CODES["usage"]
+    sets = study.parent / "sets.gmt"
+    genes = data.mod["rna"].var_names[:12]
+    sets.write_text("half\tof them\t" + "\t".join(genes) + "\n", encoding="utf-8")
+    assert sh("programs", study, "--run", "second", "--top", 3, "--gene-sets", sets, "--to", study.parent / "p") == 0
+    assert "dimension 4" in sh.out
+    assert (study.parent / "p" / "gene_sets.csv").exists()
+    assert len((study.parent / "p" / "rna.csv").read_text(encoding="utf-8").splitlines()) == 1 + 4 * data["rna"].n_vars
+    assert sh("programs", study, "--run", "second", "--dimension", 2, "--json") == 0
+    assert set(sh.json["programs"]["adt"]) == {"2"}
+    assert sh("programs", study, "--run", "second", "--dimension", 9) == EXIT_CODES["usage"]
+    assert "1 to 4" in sh.err
     assert sh("resume", study) == 0
     assert "Nothing waits" in sh.out
     assert {path: path.read_bytes() for path in inputs} == inputs
@@ -425,6 +437,20 @@ def test_doctor_tells_what_is_broken(sh: Shell, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("headless.train.devices.describe", broken)
     assert sh("doctor") == EXIT_CODES["internal"]
     assert "The driver is too old." in sh.out
+
+
+def test_methods_are_listed_and_explained(sh: Shell) -> None:
+    from headless import models
+
+    assert sh("methods") == 0
+    for name in models.names():
+        assert name in sh.out
+    assert sh("methods", "multigrate") == 0
+    assert "alignment" in sh.out
+    assert sh("methods", "--json") == 0
+    assert {row["name"] for row in sh.json["methods"]} == set(models.names())
+    assert sh("methods", "midass") == EXIT_CODES["model"]
+    assert "midas" in sh.err
 
 
 def test_samples_are_listed(sh: Shell) -> None:

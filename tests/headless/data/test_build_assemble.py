@@ -142,9 +142,9 @@ def test_a_batch_is_used_without_a_modality(make_part: MakePart) -> None:
     mosaic = assemble(parts, Preparation(batches={"2": {"without": ["adt"]}}))
     assert set(mosaic.tiles) == {("1", "rna"), ("1", "adt"), ("2", "rna")}
     assert any("2 of f is used without adt" in note for note in mosaic.notes)
-    for edit, code in (({"without": ["atac"]}, "data.unknown_modality"), ({"without": ["rna", "adt"]}, "data.no_cells")):
+    for left_out, code in ((["atac"], "data.unknown_modality"), (["rna", "adt"], "data.no_cells")):
         with pytest.raises(MosaicError) as caught:
-            assemble(parts, Preparation(batches={"2": edit}))
+            assemble(parts, Preparation(batches={"2": {"without": left_out}}))
         assert caught.value.code == code
 
 
