@@ -22,8 +22,8 @@ def add(commands: Commands) -> None:
         run,
         "show what each latent dimension does to every feature",
         "Move one dimension of a trained model from end to end while the others rest, and list the features that\n"
-        "rise and fall with it (pseudocell programs, as in scMM). With a GMT file of gene sets, say which sets the lists of\n"
-        "genes are rich in. A run that was not asked for programs is asked now, from its saved model.",
+        "rise and fall with it (pseudocell programs, as in scMM). With a GMT file of gene sets, say which sets the\n"
+        "lists of genes are rich in. A run that was not asked for programs is asked now, from its saved model.",
         """mosaic-headless programs study.mosaic --run first
         mosaic-headless programs study.mosaic --run first --dimension 3 --top 20
         mosaic-headless programs study.mosaic --run first --gene-sets hallmark.gmt
