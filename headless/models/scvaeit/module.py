@@ -8,7 +8,6 @@ and of the part left visible, q_V, which takes the place of the prior.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from math import log
 from operator import add
@@ -28,58 +27,12 @@ from headless.models.likelihoods import Likelihood
 from headless.models.scvaeit.config import ScVaeitConfig
 from headless.models.scvaeit.masking import Bank, bank_of, draw, take
 from headless.models.scvaeit.networks import EncoderBlocks, MaskEmbedding, OutputBlocks, SplitNorm, Trunk, Widths, dense
+from headless.models.scvaeit.objective import Goal, Views, goals_of, kl_between
 from headless.models.scvaeit.prepare import commonest_visible, learn
 from headless.models.scvaeit.scoring import LEAST_PHI, MOST_PHI, Counts, Peaks
 
 #: The head of counts reaches from 0 to all 10 000 (normalised) counts of a cell in one feature.
 TOP = log(10_001.0)
-
-
-def kl_between(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_log_variance: Tensor) -> Tensor:
-    """``(n,)``: KL(N(mean, .) || N(other_mean, .)); differences of log-variances are cut at 6 (sheet, 4.2)."""
-    difference = (log_variance - other_log_variance).clamp(-6, 6)
-    apart = (mean - other_mean).square() * torch.exp(-other_log_variance)
-    return 0.5 * (difference.exp() + apart - 1 - difference).sum(1)
-
-
-@dataclass
-class Views:
-    """What the encoder made of several views of the same ``n`` cells, stacked.
-
-    Attributes
-    ----------
-    names
-        The views, in the order in which they are stacked.
-    mean, log_variance
-        ``(len(names) n, K)``.
-    embedding
-        ``(len(names) n, sum E)`` mask embeddings.
-    activations
-        Modality -> ``(len(names) n, d)``, what the skip hands on.
-    """
-
-    names: tuple[str, ...]
-    n: int
-    mean: Tensor
-    log_variance: Tensor
-    embedding: Tensor
-    activations: dict[str, Tensor]
-
-    def of(self, name: str) -> slice:
-        """The rows of a view."""
-        start = self.names.index(name) * self.n
-        return slice(start, start + self.n)
-
-
-@dataclass(frozen=True)
-class Goal:
-    """One expectation of the objective: z from a view, decoded given a view, scored on the entries of a view."""
-
-    term: str
-    sample: str
-    given: str
-    scored: str
-    weight: float
 
 
 class ScVaeit(Module):
@@ -361,33 +314,10 @@ class ScVaeit(Module):
 
     # ---- the objective ------------------------------------------------------------------------------------------
 
-    def _goals(self, anything_hidden: bool) -> tuple[tuple[str, ...], list[Goal]]:
-        """Views to encode, and what is decoded from them (sheet, sections 4.2 and 4.3)."""
-        config = self.config
-        beta = config.beta
-        if config.objective == "description":
-            goals = [Goal("visible", "visible", "visible", "visible", 1 - beta)]
-            if not anything_hidden:
-                return ("visible",), goals
-            both = config.hidden_sample == "both"
-            samples = ("full", "visible") if both else (config.hidden_sample,)
-            weight = beta / len(samples)
-            goals += [Goal("hidden", sample, "visible", "hidden", weight) for sample in samples]
-            return ("full", "visible"), goals
-        goals = [Goal("visible", "full", "full", "full", 1 - beta)]
-        if not anything_hidden:
-            return ("full",), goals
-        reverse = config.beta_reverse
-        goals.append(Goal("hidden", "visible", "visible", "hidden", beta * (1 - reverse)))
-        if reverse > 0:
-            goals.append(Goal("hidden", "hidden", "hidden", "visible", beta * reverse))
-            return ("full", "visible", "hidden"), goals
-        return ("full", "visible"), goals
-
     def _objective(self, batch: Minibatch, banks: dict[str, Bank]) -> dict[str, Tensor]:
         config, n = self.config, batch.n
         something = torch.stack([bank.views["hidden"] >= 0 for bank in banks.values()]).any(0)
-        names, goals = self._goals(bool(something.any()))
+        names, goals = goals_of(config, bool(something.any()))
         views = self._encode(batch, banks, names)
         z = reparametrise(views.mean, views.log_variance).clamp(-1e6, 1e6)
         terms = self._reconstruction(batch, banks, views, z, goals)

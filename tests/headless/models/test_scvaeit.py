@@ -26,8 +26,9 @@ from headless.models.count_likelihoods import NegativeBinomial
 from headless.models.likelihoods import Bernoulli
 from headless.models.scvaeit.config import ScVaeitConfig
 from headless.models.scvaeit.masking import Hidden, bank_of, draw, take
-from headless.models.scvaeit.module import TOP, ScVaeit, kl_between
+from headless.models.scvaeit.module import TOP, ScVaeit
 from headless.models.scvaeit.networks import SplitNorm
+from headless.models.scvaeit.objective import kl_between
 from headless.models.scvaeit.prepare import commonest_visible, learn
 from headless.models.scvaeit.scoring import Counts, Mask, Peaks
 from headless.models.store import load_model, save_model
