@@ -23,18 +23,25 @@ from headless.schema import Frozen
 class ProcessId(Frozen):
     """A process: its number alone is reused after it ended, number and start time together are not.
 
-    ``started`` is in seconds since the epoch, as the operating system tells it.
+    ``started`` is in seconds since the epoch, as the operating system tells it. It moves when the clock is set, so on
+    Linux ``token`` (the boot and the ticks since then) decides; it is empty elsewhere.
     """
 
     pid: int
     started: float
     host: str
+    token: str = ""
 
     @classmethod
     def of(cls, pid: int | None = None) -> ProcessId:
         """The process ``pid``, or this one."""
         process = psutil.Process(pid)
-        return cls(pid=process.pid, started=process.create_time(), host=socket.gethostname())
+        return cls(
+            pid=process.pid,
+            started=process.create_time(),
+            host=socket.gethostname(),
+            token=_token(process.pid),
+        )
 
     @property
     def here(self) -> bool:
@@ -48,8 +55,10 @@ class ProcessId(Frozen):
             return None
         try:
             process = psutil.Process(self.pid)
+            token = _token(self.pid) if self.token else ""
+            same = token == self.token if token else abs(process.create_time() - self.started) < 1.0
             # A zombie has ended and waits only for its parent to look.
-            return abs(process.create_time() - self.started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+            return same and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
         except psutil.AccessDenied:
@@ -133,6 +142,11 @@ class Lock:
                 self.path.unlink()
         self._held = None
 
+    @property
+    def held(self) -> bool:
+        """Is it still ours? Somebody may have deleted the file by hand, and another taken it."""
+        return self._held is not None and _parse(self._read() or "") == self._held
+
     def __enter__(self) -> Self:
         return self if self._held else self.acquire()
 
@@ -167,7 +181,8 @@ class Lock:
 
     def _young(self) -> bool:
         try:
-            return time.time() - self.path.stat().st_mtime < self.GRACE_SECONDS
+            # The clock may have been set, or be that of a network drive: neither makes a lock young for ever.
+            return abs(time.time() - self.path.stat().st_mtime) < self.GRACE_SECONDS
         except OSError:
             return False
 
@@ -199,6 +214,17 @@ def _parse(text: str) -> Holder | None:
         return Holder.model_validate(json.loads(text))
     except (ValueError, ValidationError):
         return None
+
+
+def _token(pid: int) -> str:
+    """Boot and start of a process, on which setting the clock has no effect; empty where Linux does not tell."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        # The name of the program, in parentheses, may hold anything; the start is the 20th field after it.
+        ticks = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+    return f"{boot}:{ticks}"
 
 
 def _user() -> str:

@@ -135,9 +135,10 @@ def choose(
     passed = int(keep.sum())
     if passed < min(at_least, int(seen.sum())):
         keep = _most_open(seen, shares, at_least)
+        kept, of = int(keep.sum()), int(seen.sum())
+        which = f"all {of:,}" if kept == of else f"the {kept:,} most often open ones of {of:,}"
         notes.append(
-            f"Only {passed:,} peaks are open in more than {min_share:.0%} of the cells of a batch: the "
-            f"{int(keep.sum()):,} most often open ones of {int(seen.sum()):,} are kept."
+            f"Only {passed:,} peaks are open in more than {min_share:.0%} of the cells of a batch: {which} are kept."
         )
     elif passed < int(seen.sum()):
         notes.append(f"{passed:,} of {len(keep):,} peaks: open in more than {min_share:.0%} of the cells of a batch.")

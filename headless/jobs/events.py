@@ -69,12 +69,33 @@ def read_events(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]
     except OSError as error:
         raise from_os_error(error, path, "read the events") from error
     end = block.rfind(b"\n") + 1
-    events = []
-    for line in block[:end].splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict):
-            events.append(event)
+    events = [event for line in block[:end].splitlines() if (event := _event(line)) is not None]
     return events, offset + end
+
+
+def last_event(path: Path, kind: str, within: int) -> dict[str, Any] | None:
+    """The last event of a kind among the last ``within`` bytes; ``None`` if there is none. Reads from the end."""
+    mark = f'"kind": "{kind}"'.encode()
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            span = 0
+            while span < min(within, size):
+                span = min(max(4096, 4 * span), within, size)
+                file.seek(size - span)
+                lines = file.read(span).split(b"\n")
+                # What follows the last line end is being written; what precedes the first is cut off.
+                for line in reversed(lines[0 if span == size else 1 : -1]):
+                    if mark in line and (event := _event(line)) is not None and event.get("kind") == kind:
+                        return event
+    except OSError:
+        return None
+    return None
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None

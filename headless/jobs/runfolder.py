@@ -31,13 +31,18 @@ from headless.data.holdout import Holdout
 from headless.data.preparation import Preparation
 from headless.errors import MosaicError, from_os_error
 from headless.files import as_json, now, write_atomic
-from headless.jobs.events import EventWriter, read_events
+from headless.jobs.events import EventWriter, last_event, read_events
 from headless.lock import ProcessId
 from headless.project import Experiment, Output, Project, nearest, slug
 from headless.schema import Frozen, from_validation
 
 Status = Literal["queued", "running", "paused", "done", "failed", "cancelled", "interrupted"]
 Wish = Literal["pause", "stop", "cancel", "checkpoint"]
+#: Families of errors that the queue knows an answer to (:mod:`headless.jobs.retry`).
+Failure = Literal["memory", "diverged"]
+
+#: Folder of the runs that were thrown away, inside that of the runs.
+TRASH = ".trash"
 
 #: From these a worker goes on where it was.
 RESUMABLE: tuple[Status, ...] = ("queued", "paused", "interrupted", "failed")
@@ -46,7 +51,19 @@ _PACKAGES = ("anndata", "mudata", "numpy", "pandas", "scanpy", "scipy", "torch",
 
 
 class RunRequest(Frozen):
-    """``run.json``: all that a run needs besides the data. ``settings`` is the complete configuration."""
+    """``run.json``: all that a run needs besides the data. ``settings`` is the complete configuration.
+
+    Attributes
+    ----------
+    varied
+        In a sweep: the fields that tell this run from the others, with their values.
+    origin, reason
+        The run that this one was made from (a duplicate, a retry), and why, in words.
+    start
+        ``<run>/<checkpoint>`` that training went on from, copied into this run; empty for a fresh start.
+    on_failure, retries
+        The failures after which the queue is to try again by itself, and how often it has done so.
+    """
 
     schema_version: Literal[1] = 1
     id: str
@@ -65,6 +82,12 @@ class RunRequest(Frozen):
     outputs: tuple[Output, ...]
     versions: dict[str, str]
     created: str
+    varied: dict[str, Any] = {}
+    origin: str | None = None
+    reason: str = ""
+    start: str = ""
+    on_failure: tuple[Failure, ...] = ()
+    retries: int = 0
 
     @property
     def content(self) -> str:
@@ -73,7 +96,8 @@ class RunRequest(Frozen):
         Names, dates, versions, the device and where the files lie do not count.
         """
         parts = self.model_dump(
-            mode="json", include={"kind", "parent", "model", "settings", "seed", "preparation", "holdout", "outputs"}
+            mode="json",
+            include={"kind", "parent", "model", "settings", "seed", "preparation", "holdout", "outputs", "start"},
         )
         parts["datasets"] = [ref.model_dump(mode="json", exclude={"path", "absolute"}) for ref in self.datasets]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -107,6 +131,13 @@ class State(Frozen):
     remark: str = ""
     error: dict[str, Any] | None = None
 
+    @property
+    def seen(self) -> Status:
+        """The status; ``interrupted`` when it is ``running`` and the worker's process is gone."""
+        if self.status == "running" and (self.process is None or self.process.alive is False):
+            return "interrupted"
+        return self.status
+
 
 class RunFolder:
     """One run on disk. Cheap to make; nothing is read before it is asked for."""
@@ -124,13 +155,19 @@ class RunFolder:
         MosaicError
             ``model.*`` for an unknown method or a wrong setting; ``disk.*``.
         """
-        request = request_of(project, experiment)
-        folder = runs_of(project_path)
-        stem = slug(experiment.name)
+        return cls.make(runs_of(project_path), request_of(project, experiment))
+
+    @classmethod
+    def make(cls, folder: Path, request: RunRequest) -> RunFolder:
+        """Make a run folder in ``folder`` for a request, whose id is given here; state ``queued``. Raises ``disk.*``.
+
+        A number is given once, also if its run is in the trash.
+        """
+        stem = slug(request.experiment)
         try:
             folder.mkdir(exist_ok=True)
-            taken = [int(item.name[len(stem) + 1 :]) for item in folder.iterdir() if _numbered(item.name, stem)]
-            number = max(taken, default=0) + 1
+            names = {item.name for place in (folder, folder / TRASH) if place.is_dir() for item in place.iterdir()}
+            number = max((int(name[len(stem) + 1 :]) for name in names if _numbered(name, stem)), default=0) + 1
             while True:
                 path = folder / f"{stem}-{number}"
                 try:
@@ -213,10 +250,7 @@ class RunFolder:
 
         The worker of another computer cannot be asked: what it wrote last is believed.
         """
-        state = self.state
-        if state.status == "running" and (state.process is None or state.process.alive is False):
-            return "interrupted"
-        return state.status
+        return self.state.seen
 
     def write_state(self, state: State) -> None:
         """Replace ``state.json``. Raises ``disk.*``."""
@@ -255,12 +289,7 @@ class RunFolder:
 
     def last(self, kind: str, within: int = 262_144) -> dict[str, Any] | None:
         """The last event of a kind among the last ``within`` bytes; ``None`` if there is none."""
-        try:
-            size = self.events_path.stat().st_size
-        except OSError:
-            return None
-        events, _ = self.events(max(size - within, 0))
-        return next((event for event in reversed(events) if event.get("kind") == kind), None)
+        return last_event(self.events_path, kind, within)
 
     def writer(self) -> EventWriter:
         """The worker's pen for events and log."""

@@ -304,6 +304,7 @@ class Worker:
         self._ending = True
         known = _as_mosaic_error(error, self.run)
         known.where.setdefault("phase", self.phase or "start")
+        known.where.setdefault("log", self.run.log_path.name)
         try:
             self.writer.log(f"error [{known.code}]: {known}")
             if known.code.startswith("internal"):
