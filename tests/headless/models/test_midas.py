@@ -13,7 +13,7 @@ from headless.data.mosaic import Layout, Mosaic
 from headless.data.pattern import Pattern, TilePattern
 from headless.errors import MosaicError
 from headless.models import create, get, names
-from headless.models.experts import gaussian_kl, product_of_experts
+from headless.models.experts import gaussian_kl, keep_some, product_of_experts
 from headless.models.midas.config import MidasConfig
 from headless.models.midas.module import Midas
 
@@ -290,3 +290,39 @@ def test_atac_is_binarised_everywhere(module: Midas) -> None:
     values = torch.tensor([0.4, 1.0, 7.0])
     rows = TileRows(None, torch.tensor([0, 3]), torch.tensor([0, 1, 2], dtype=torch.int32), values, 3, None)
     assert module._input("atac", rows).values.tolist() == [0.0, 1.0, 1.0]
+
+
+def test_cells_shown_one_modality_keep_one_of_their_own() -> None:
+    torch.manual_seed(0)
+    present = torch.rand(4000, 3) > 0.4
+    present[~present.any(1), 0] = True
+    kept = keep_some(present, 0.5)
+    assert ((kept == 0) | (kept == 1)).all()
+    assert (kept <= present).all()
+    assert (kept.sum(1) >= 1).all()
+    several = present.sum(1) > 1
+    alone = (kept.sum(1) == 1) & several
+    assert alone.sum() / several.sum() == pytest.approx(0.5, abs=0.03)
+    full = several & ~alone
+    assert torch.equal(kept[full], present[full].float())
+    three = alone & (present.sum(1) == 3)
+    torch.testing.assert_close(kept[three].mean(0), torch.full((3,), 1 / 3), atol=0.05, rtol=0)
+    assert torch.equal(keep_some(present, 0.0), present.float())
+
+
+def test_modality_dropout_changes_training_and_nothing_else(tiny_mosaic: Mosaic) -> None:
+    torch.manual_seed(0)
+    module = create("midas", MidasConfig(**SMALL, modality_dropout=1.0), Layout.of(tiny_mosaic))
+    torch.manual_seed(0)
+    plain = create("midas", MidasConfig(**SMALL), Layout.of(tiny_mosaic))
+    batch = batch_of(tiny_mosaic, tiny_mosaic.batches[0])
+    assert len(batch.x) > 1
+    torch.manual_seed(1)
+    one = module.train().loss(batch)
+    torch.manual_seed(1)
+    other = plain.train().loss(batch)
+    assert float(one["kl_c"]) != float(other["kl_c"])
+    batch.cache.clear()
+    first = module.eval().encode(batch).mean
+    batch.cache.clear()
+    assert torch.equal(first, plain.eval().encode(batch).mean)

@@ -365,3 +365,18 @@ def test_imputation_of_hidden_protein_beats_the_feature_mean(blood: Mosaic, tmp_
     target = MinibatchMaker(blood).make(hidden).x["adt"].dense.numpy()
     r = pd.DataFrame(np.log1p(found)).corrwith(pd.DataFrame(np.log1p(target)))
     assert r.mean() > 0.2  # 0 for the feature mean
+
+
+def test_a_batch_without_a_modality_decodes_it_with_the_mean_condition_of_those_that_have_it(tiny_mosaic: Mosaic):
+    module = made(tiny_mosaic, adt="nb").eval()
+    known = [tiny_mosaic.batches.index(b) for b in module.layout.measured_in["adt"]]
+    lacking = [code for code in range(len(tiny_mosaic.batches)) if code not in known]
+    assert lacking
+    z = torch.randn(3, 16)
+    with torch.no_grad():
+        before = module.decode(z, "adt", torch.tensor([lacking[0]] * 3)).mean
+        module.conditions.batch.weight[lacking[0]] += 5
+        module.log_theta["adt"][lacking[0]] += 5
+        assert torch.equal(module.decode(z, "adt", torch.tensor([lacking[0]] * 3)).mean, before)
+        module.conditions.batch.weight[known[0]] += 5
+        assert not torch.equal(module.decode(z, "adt", torch.tensor([lacking[0]] * 3)).mean, before)
