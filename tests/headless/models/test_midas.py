@@ -294,7 +294,7 @@ def test_atac_is_binarised_everywhere(module: Midas) -> None:
 
 def test_cells_shown_one_modality_keep_one_of_their_own() -> None:
     torch.manual_seed(0)
-    present = torch.rand(4000, 3) > 0.4
+    present = torch.rand(40_000, 3) > 0.4
     present[~present.any(1), 0] = True
     kept = keep_some(present, 0.5)
     assert ((kept == 0) | (kept == 1)).all()
@@ -306,7 +306,7 @@ def test_cells_shown_one_modality_keep_one_of_their_own() -> None:
     full = several & ~alone
     assert torch.equal(kept[full], present[full].float())
     three = alone & (present.sum(1) == 3)
-    torch.testing.assert_close(kept[three].mean(0), torch.full((3,), 1 / 3), atol=0.05, rtol=0)
+    torch.testing.assert_close(kept[three].mean(0), torch.full((3,), 1 / 3), atol=0.02, rtol=0)
     assert torch.equal(keep_some(present, 0.0), present.float())
 
 
