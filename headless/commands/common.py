@@ -111,13 +111,27 @@ def assignments(items: Sequence[str], option: str) -> dict[str, Any]:
     MosaicError
         ``usage.assignment``.
     """
-    values: dict[str, Any] = {}
+    return {name: value_of(text) for name, text in texts(items, option).items()}
+
+
+def texts(items: Sequence[str], option: str) -> dict[str, str]:
+    """``["max_epochs=50"]`` as ``{"max_epochs": "50"}``. Raises ``usage.assignment``."""
+    values: dict[str, str] = {}
     for item in items:
         name, equals, text = item.partition("=")
         if not equals or not name.strip():
             raise MosaicError("usage.assignment", f"{option} {item!r} is not NAME=VALUE.", f"{option} max_epochs=50")
-        values[name.strip()] = value_of(text.strip())
+        values[name.strip()] = text.strip()
     return values
+
+
+def listed(text: str) -> list[Any]:
+    """``1e-3,2e-3`` or ``[8,8],[16]`` or ``full,fast`` as the list of its values."""
+    try:
+        found = json.loads(f"[{text}]")
+    except ValueError:
+        found = [value_of(item.strip()) for item in text.split(",") if item.strip()]
+    return list(found)
 
 
 def value_of(text: str) -> Any:

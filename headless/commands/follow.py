@@ -16,6 +16,7 @@ from headless.commands.common import note, print_error, print_json, say
 from headless.commands.words import ended_words, epoch_words, progress_words, total
 from headless.errors import EXIT_CODES, MosaicError
 from headless.jobs.queue import Queue
+from headless.jobs.retry import last_retry
 from headless.jobs.runfolder import RunFolder
 
 #: Seconds between two looks at the queue and the events.
@@ -116,14 +117,19 @@ class Json:
 
 
 def follow(queue: Queue, runs: Sequence[RunFolder], as_json: bool) -> int:
-    """Tick the queue until nothing is left, showing what happens; the exit code over ``runs``.
+    """Tick the queue until nothing that it serves is left, showing what happens; the exit code over ``runs``.
 
     Ctrl-C (or SIGTERM) asks the worker to save and pause, and waits for it; a second one leaves at once, while the
-    worker goes on saving by itself.
+    worker goes on saving by itself. While another program runs the queue this one only watches: then Ctrl-C ends the
+    watching alone.
     """
     screen = Json() if as_json else Bar() if sys.stdout.isatty() else Plain()
     ours = {run.id for run in runs}
     read = {run.id: _size(run) for run in runs}
+    if queue.in_the_way is not None:
+        note(f"{queue.in_the_way.message} The runs are put into its queue and watched.")
+        if queue.in_the_way.hint.startswith("If"):
+            note(queue.in_the_way.hint)
     if queue.active is not None:
         read.setdefault(queue.active.id, _size(queue.active))
         if queue.active.id not in ours and not as_json:
@@ -146,19 +152,33 @@ def follow(queue: Queue, runs: Sequence[RunFolder], as_json: bool) -> int:
             _tell_silent(queue, ended, screen)
             if queue.idle or any(moment - asked[0] > ONE_WISH for moment in asked):
                 break
+            if asked and not queue.scheduler:
+                note("no longer watched; the queue goes on")
+                break
             if asked and not pausing:
                 pausing = True
                 _pause(queue)
             time.sleep(TICK)
         screen.close()
-    return _exit_code(runs, as_json)
+    _tell_waiting(queue, runs)
+    return _exit_code([last_retry(run) for run in runs], as_json)
 
 
 def _pause(queue: Queue) -> None:
-    queue.clear()
+    queue.serve = set()  # what waits keeps its place for another time
     if queue.active is not None:
         queue.active.ask("pause")
         note(f"{queue.active.id} saves and pauses; Ctrl-C again leaves without waiting for it")
+
+
+def _tell_waiting(queue: Queue, runs: Sequence[RunFolder]) -> None:
+    """Say why runs that were asked for were not started."""
+    found = queue.obstacles()
+    for run in runs:
+        if words := found.get(run.id):
+            note(f"{run.id} was not started: {words}")
+    if queue.state.paused and found:
+        note(f"the queue is paused ({queue.state.remark}); mosaic-headless queue resume {_study(queue.folder.parent)}")
 
 
 def _tell_silent(queue: Queue, ended: Mapping[str, str], screen: Plain | Json) -> None:

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from headless.commands.common import Commands, command, json_argument, names_list, note, project_argument, say
+from headless.commands.common import (
+    Commands,
+    command,
+    json_argument,
+    listed,
+    names_list,
+    note,
+    project_argument,
+    say,
+    texts,
+)
 from headless.errors import MosaicError
 
 if TYPE_CHECKING:
@@ -25,16 +36,45 @@ def add(commands: Commands) -> None:
         "Run the experiments one after the other, each in a process and a folder of its own (runs/ beside the\n"
         "project). What was done already is not repeated; what was paused or interrupted goes on from its last\n"
         "checkpoint. "
-        "Ctrl-C saves and pauses. The run goes on if this program is closed or killed.",
+        "Ctrl-C saves and pauses. The run goes on if this program is closed or killed. While another program\n"
+        "runs the queue of the project, the runs are put into that queue and watched.\n"
+        "With --repeat N and --sweep an experiment becomes many runs: every combination of seeds and values.",
         """mosaic-headless run study.mosaic
         mosaic-headless run study.mosaic --only first --device cpu
         mosaic-headless run study.mosaic --only first --repeat
+        mosaic-headless run study.mosaic --repeat 3 --sweep lr=1e-3,2e-3
+        mosaic-headless run study.mosaic --retry-memory --retry-diverged
         mosaic-headless run study.mosaic --json > events.jsonl""",
     )
     project_argument(parser)
     parser.add_argument("--only", action="append", metavar="NAMES", help="experiments to run (default: all)")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N instead of what the experiments say")
-    parser.add_argument("--repeat", action="store_true", help="run again what was done already")
+    parser.add_argument(
+        "--repeat",
+        nargs="?",
+        type=int,
+        const=0,
+        metavar="N",
+        help="with a number: so many random seeds, the experiment's and the next ones; without: run again what was "
+        "done already",
+    )
+    parser.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="FIELD=A,B",
+        help="a run for every value of a setting (or of seed, preset, model); may be repeated",
+    )
+    parser.add_argument(
+        "--retry-memory",
+        action="store_true",
+        help="out of memory: again from the start with half the minibatch (the effective minibatch is halved too)",
+    )
+    parser.add_argument(
+        "--retry-diverged",
+        action="store_true",
+        help="diverged: again from the last good checkpoint with a third of the rate",
+    )
     json_argument(parser, "print every event as a line of JSON")
 
     parser = command(
@@ -87,16 +127,16 @@ def run(args: argparse.Namespace) -> int:
         )
     if not project.datasets:
         raise MosaicError("project.no_data", "The project has no data.", "Make it with --data FILE.", field="datasets")
+    wanted = _expanded(args, experiments)
     with Queue(args.project) as queue:
-        queue.clear()  # what an earlier command left waiting is not what is asked for now
         runs = []
-        for experiment in experiments:
-            wanted = _on(experiment, args.device) if args.device else experiment
-            found = _find_or_make(args, project, wanted, queue)
-            if found is None:
-                continue
-            queue.add(found)
-            runs.append(found)
+        known = _known(args, project)
+        for experiment, varied in wanted:
+            found = _find_or_make(args, project, experiment, varied, queue, known)
+            if found is not None:
+                queue.add(found)
+                runs.append(found)
+        queue.serve = {run.id for run in runs}  # what an earlier command left waiting keeps its place
         return follow(queue, runs, args.json) if runs else 0
 
 
@@ -110,7 +150,6 @@ def resume(args: argparse.Namespace) -> int:
     projects.load(args.project, note=note)  # is it a project at all?
     names = names_list(args.run)
     with Queue(args.project) as queue:
-        queue.clear()
         active = queue.active.id if queue.active else None
         if names:
             runs = [find_run(args.project, name) for name in names]
@@ -126,6 +165,10 @@ def resume(args: argparse.Namespace) -> int:
                     run=run.id,
                 )
             queue.add(run)
+            if names and run.id in queue.state.held:
+                queue.release(run.id)
+        if names:
+            queue.serve = {run.id for run in runs}
         if not runs and not args.json:
             say("Nothing waits to go on.")
         return follow(queue, runs, args.json) if runs else 0
@@ -150,23 +193,53 @@ def _on(experiment: Experiment, device: str) -> Experiment:
         raise from_validation(error, "usage.device") from None
 
 
-def _find_or_make(args: argparse.Namespace, project: Project, experiment: Experiment, queue: Queue) -> RunFolder | None:
+def _expanded(args: argparse.Namespace, experiments: Sequence[Experiment]) -> list[tuple[Experiment, dict[str, Any]]]:
+    """The experiments, each as all the runs of its sweep, with what tells those apart."""
+    from headless.jobs.sweep import expand
+
+    values = {name: listed(text) for name, text in texts(args.sweep, "--sweep").items()}
+    if args.repeat is not None and args.repeat < 0:
+        raise MosaicError("usage.sweep", "The number of seeds cannot be negative.", field="repeat")
+    made = []
+    for experiment in experiments:
+        wanted = _on(experiment, args.device) if args.device else experiment
+        made += expand(wanted, values, args.repeat or 1)
+    return made
+
+
+def _known(args: argparse.Namespace, project: Project) -> dict[tuple[str, str], list[RunFolder]]:
+    """The runs that there are, oldest first, by experiment and content."""
+    from headless.jobs.runfolder import list_runs
+
+    found: dict[tuple[str, str], list[RunFolder]] = {}
+    for run in list_runs(args.project):
+        request = run.request
+        if args.device in (None, request.device):
+            found.setdefault((request.experiment, request.content), []).append(run)
+    return found
+
+
+def _find_or_make(
+    args: argparse.Namespace,
+    project: Project,
+    experiment: Experiment,
+    varied: dict[str, Any],
+    queue: Queue,
+    known: dict[tuple[str, str], list[RunFolder]],
+) -> RunFolder | None:
     """The run to carry out: the newest one of the same content if it is not over, else a new one.
 
     ``None`` if it was done already and is not to be repeated.
     """
-    from headless.jobs.runfolder import RESUMABLE, RunFolder, list_runs, request_of
+    from headless.jobs.retry import advised, family_of, last_retry
+    from headless.jobs.runfolder import RESUMABLE, RunFolder, request_of
 
-    content = request_of(project, experiment).content
-    same = [
-        run
-        for run in list_runs(args.project)
-        if run.request.experiment == experiment.name
-        and run.request.content == content
-        and args.device in (None, run.request.device)
-    ]
-    if same and not args.repeat:
-        newest = same[-1]
+    wanted = {"memory": args.retry_memory, "diverged": args.retry_diverged}
+    on_failure = tuple(family for family, asked in wanted.items() if asked)
+    request = request_of(project, experiment)
+    same = known.get((experiment.name, request.content))
+    if same and args.repeat != 0:
+        newest = last_retry(same[-1])
         status = newest.status
         if queue.active is not None and queue.active.id == newest.id:
             return newest
@@ -181,8 +254,15 @@ def _find_or_make(args: argparse.Namespace, project: Project, experiment: Experi
             if not args.json:
                 say(f"{newest.id} is done already; --repeat runs it again.")
             return None
+        if status == "failed" and family_of(newest) in on_failure:
+            again = advised(newest)
+            if not args.json:
+                say(f"{again.id}: {again.request.reason}")
+            return again
         if status in RESUMABLE:
             if not args.json and status != "queued":
                 say(f"{newest.id} is {status}: it goes on from its last checkpoint.")
+            if not set(on_failure) <= set(newest.request.on_failure):
+                note(f"{newest.id} was begun without --retry-...; it goes on as it was begun")
             return newest
-    return RunFolder.create(args.project, project, experiment)
+    return RunFolder.create(args.project, project, experiment, varied=varied, on_failure=on_failure)

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from headless.errors import MosaicError, from_os_error
 from headless.files import now, write_atomic
 from headless.jobs import retry, trash
+from headless.jobs.ended import hand_back, write_failure
 from headless.jobs.launch import launch
 from headless.jobs.orders import Active, OnError, Order, QueueState, changed, dropped, obstacles, replaced, taken
 from headless.jobs.runfolder import RESUMABLE, RunFolder, State, Status, runs_of
@@ -276,7 +277,7 @@ class Queue:
         try:
             self._child = self._launcher(run)
         except MosaicError as error:
-            _fail(run, error)
+            write_failure(run, error)
             return self._let_go(run, "failed")
         active = active.model_copy(update={"process": ProcessId.of(self._child.pid)})
         self._write(self.state.model_copy(update={"active": active}))
@@ -296,7 +297,7 @@ class Queue:
             # The scheduler before was killed before it could start the worker.
             self._write(self.state.model_copy(update={"active": None, "waiting": (run.id, *self.state.waiting)}))
             return {}
-        return self._let_go(run, _hand_back(run, active.attempt))
+        return self._let_go(run, hand_back(run, active.attempt))
 
     def _let_go(self, run: RunFolder, status: Status) -> dict[str, Status]:
         state = self.state.model_copy(update={"active": None})
@@ -446,36 +447,3 @@ def _signature(path: Path) -> tuple[int, ...] | None:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino
-
-
-def _hand_back(run: RunFolder, attempt: int) -> Status:
-    """Take back the state of a run whose worker is gone; one that did not say how it ended was interrupted."""
-    try:
-        state = run.state
-    except MosaicError:
-        remark = "state.json was damaged; the run goes on from its last checkpoint"
-        run.write_state(State(status="interrupted", updated=now(), attempts=attempt, remark=remark))
-        return "interrupted"
-    if state.attempts < attempt:  # the worker ended before its first word
-        hint = "What it printed is in the log."
-        _fail(run, MosaicError("run.not_started", "The worker ended before it began.", hint, run=run.id))
-        return "failed"
-    if state.status == "running":
-        remark = f"the worker ended without a word during {state.phase or 'its start'}"
-        run.write_state(state.model_copy(update={"status": "interrupted", "process": None, "remark": remark}))
-        return "interrupted"
-    return state.status
-
-
-def _fail(run: RunFolder, error: MosaicError) -> None:
-    """Write down the failure of a run that no worker can tell of."""
-    error.where.setdefault("log", run.log_path.name)
-    values = error.as_dict()
-    with contextlib.suppress(MosaicError):  # the state below is what counts
-        writer = run.writer()
-        writer.log(f"error [{error.code}]: {error}")
-        writer.emit("error", **values)
-        writer.emit("state", status="failed", remark=error.message)
-        writer.close()
-    changes = {"status": "failed", "process": None, "remark": error.message, "error": values}
-    run.write_state(run.state.model_copy(update=changes))

@@ -147,15 +147,17 @@ class RunFolder:
         self._request: RunRequest | None = None
 
     @classmethod
-    def create(cls, project_path: str | Path, project: Project, experiment: Experiment) -> RunFolder:
+    def create(cls, project_path: str | Path, project: Project, experiment: Experiment, **request: Any) -> RunFolder:
         """Make ``runs/<experiment>-<n>`` beside the project file, with its request, in state ``queued``.
+
+        ``request`` are fields of :class:`RunRequest` that the experiment does not decide, such as ``varied``.
 
         Raises
         ------
         MosaicError
             ``model.*`` for an unknown method or a wrong setting; ``disk.*``.
         """
-        return cls.make(runs_of(project_path), request_of(project, experiment))
+        return cls.make(runs_of(project_path), request_of(project, experiment).model_copy(update=request))
 
     @classmethod
     def make(cls, folder: Path, request: RunRequest) -> RunFolder:

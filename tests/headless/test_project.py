@@ -255,7 +255,7 @@ def test_the_lock_of_a_dead_process_is_taken_over(study: Path) -> None:
 
 
 def test_a_pid_that_was_given_to_another_process_does_not_hold(study: Path) -> None:
-    reused = ProcessId.of().model_copy(update={"started": ProcessId.of().started - 1000})
+    reused = ProcessId.of().model_copy(update={"started": ProcessId.of().started - 1000, "token": ""})
     study.with_name("study.mosaic.lock").write_text(holder(reused), encoding="utf-8")
     with projects.lock(study):
         pass

@@ -167,11 +167,38 @@ def test_a_worker_that_never_began_is_a_failure_and_not_a_circle(study: Path) ->
     assert run.state.error["code"] == "run.not_started"
 
 
-def test_one_queue_a_project(study: Path) -> None:
-    with Queue(study), pytest.raises(MosaicError) as caught:
-        Queue(study).__enter__()
-    assert caught.value.code == "run.queue_in_use"
-    assert str(os.getpid()) in caught.value.message
+def test_of_two_queues_one_watches_and_takes_over_when_the_other_has_gone(study: Path) -> None:
+    first, second = make(study, "first"), make(study, "second")
+    with Queue(study, fake()) as queue:
+        queue.add(first)
+        queue.tick()
+        with Queue(study, fake()) as watcher:
+            assert queue.scheduler
+            assert not watcher.scheduler
+            assert watcher.in_the_way is not None
+            assert str(os.getpid()) in watcher.in_the_way.message
+            watcher.add(second)
+            watcher.hold(second.id)
+            assert watcher.state.waiting == (second.id,)  # as it will be
+            assert queue.state.waiting == ()
+            watcher.tick()
+            assert second.status == "queued"  # a watcher starts nothing
+            queue.tick()
+            assert (queue.state.waiting, queue.state.held) == ((second.id,), (second.id,))
+            assert watcher.settle(5)
+            with pytest.raises(MosaicError, match="does not wait"):
+                watcher.hold("third-1")
+            assert until(lambda: first.status == "running")
+            end(first)
+            assert until(lambda: queue.tick() == {first.id: "done"})
+            assert watcher.tick() == {first.id: "done"}
+            queue.__exit__()
+            watcher.release(second.id)
+            watcher.tick()
+            assert watcher.scheduler
+            assert until(lambda: second.status == "running")
+            end(second)
+            assert until(lambda: watcher.tick() == {second.id: "done"})
 
 
 def test_a_damaged_queue_file_loses_the_order_alone(study: Path) -> None:

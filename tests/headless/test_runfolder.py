@@ -54,7 +54,7 @@ def test_a_run_folder_holds_everything_but_the_data(study: Path) -> None:
     assert values["id"] == "first-try-1"
     assert values["experiment"] == "First try"
     assert values["settings"]["max_epochs"] == 3
-    assert values["settings"]["lr"] == 1e-3  # of the preset
+    assert values["settings"]["lr"] == 2e-3  # of the preset
     assert values["settings"]["dim_c"] == 32  # a default: the dump is complete
     assert values["datasets"][0]["fingerprint"]["sha256"] == "0" * 64
     assert values["preparation"]["n_top_genes"] == 4000
@@ -171,7 +171,7 @@ def wait_for(condition: Any, seconds: float = 10) -> bool:
 def test_a_foreign_process_with_the_same_number_is_recognised(study: Path) -> None:
     run = make(study)
     me = ProcessId.of()
-    run.write_state(running(me.model_copy(update={"started": me.started - 60})))
+    run.write_state(running(me.model_copy(update={"started": me.started - 60, "token": ""})))
     assert run.status == "interrupted"
 
 

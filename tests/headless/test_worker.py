@@ -197,7 +197,7 @@ def test_a_known_failure_is_written_down_with_its_hint(make: MakeRun, monkeypatc
     error = run.state.error
     assert error is not None
     assert (error["code"], error["hint"]) == ("data.not_counts", "Export raw counts.")
-    assert error["where"] == {"file": "a.h5mu", "phase": "load"}
+    assert error["where"] == {"file": "a.h5mu", "phase": "load", "log": "log.txt"}
     assert [event["code"] for event in kinds(run, "error")] == ["data.not_counts"]
     assert "error [data.not_counts]" in run.log_path.read_text(encoding="utf-8")
 
