@@ -160,7 +160,7 @@ class _Gatherer:
             self.resident = _DeviceRows([tile.source.all_rows() for tile in self.tiles], device)
         masks = [tile.mask for tile in self.tiles]
         self.masked = any(mask is not None and not mask.all() for mask in masks)
-        self.masks = [self._mask(mask) for mask in masks]
+        self.masks = torch.stack([self._mask(mask) for mask in masks])
 
     def _mask(self, mask: NDArray[np.bool_] | None) -> Tensor:
         if mask is None:
@@ -188,7 +188,9 @@ class _Gatherer:
             values = torch.from_numpy(block.data).to(self.device, non_blocking=True)
         mask = None
         if self.masked:
-            mask = self.masks[used[0]] if len(used) == 1 else torch.stack([self.masks[t] for t in tiles])
+            mask = self.masks[int(used[0])]
+            if len(used) > 1:
+                mask = self.masks[torch.from_numpy(tiles.astype(np.int64)).to(self.device)]
         return TileRows(rows, indptr, columns, values, self.n_columns, mask)
 
     def _gather_on_host(self, cells: NDArray[np.int64], tiles: NDArray[np.int32], used: NDArray[np.int32]) -> Rows:
