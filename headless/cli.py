@@ -11,11 +11,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from headless.commands import add, check, doctor, evaluate, export, methods, new, programs, run, samples, status
+from headless.commands import add, check, doctor, evaluate, export, methods, new, programs, queue, run, samples, status
 from headless.commands.common import print_error
 from headless.errors import EXIT_CODES, MosaicError, from_os_error
 
-_MODULES = (new, add, check, run, status, evaluate, export, programs, methods, samples, doctor)
+_MODULES = (new, add, check, run, status, queue, evaluate, export, programs, methods, samples, doctor)
 
 _CODES = ", ".join(f"{code} {family}" for family, code in EXIT_CODES.items())
 

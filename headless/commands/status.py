@@ -10,7 +10,7 @@ from headless.commands.words import ended_words, epoch_words, progress_words
 from headless.errors import MosaicError
 
 if TYPE_CHECKING:
-    from headless.jobs.runfolder import RunFolder
+    from headless.jobs.runfolder import RunFolder, State
 
 
 def add(commands: Commands) -> None:
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         + ", ".join(f"{len(items)} {what}{'' if len(items) == 1 else 's'}" for items, what in counts)
     )
     if rows:
-        shown = [[row[key] for key in ("run", "experiment", "model", "status", "detail")] for row in rows]
+        shown = [[row[key] for key in ("run", "experiment", "model", "status")] + [_words(row)] for row in rows]
         say(table(shown, ["run", "experiment", "model", "state", ""]))
     if waiting:
         say(f"not run yet: {', '.join(waiting)}")
@@ -55,13 +55,13 @@ def run(args: argparse.Namespace) -> int:
 def describe(run: RunFolder) -> dict[str, Any]:
     """One run as plain values; a damaged one is told, not raised."""
     try:
-        request, state, status = run.request, run.state, run.status
+        request, state = run.request, run.state
     except MosaicError as error:
         return {
             "run": run.id, "experiment": "", "model": "", "status": "damaged", "phase": "", "detail": str(error),
-            "error": error.as_dict(), "updated": "", "epoch": None,
+            "error": error.as_dict(), "updated": "", "epoch": None, "varied": {},
         }  # fmt: skip
-    epoch = run.last("epoch")
+    status, epoch = state.seen, run.last("epoch")
     return {
         "run": run.id,
         "experiment": request.experiment,
@@ -69,16 +69,26 @@ def describe(run: RunFolder) -> dict[str, Any]:
         "seed": request.seed,
         "status": status,
         "phase": state.phase,
-        "detail": _detail(run, status, epoch),
+        "detail": _detail(run, state, status, epoch),
         "error": state.error if status == "failed" else None,
         "updated": state.updated,
         "epoch": epoch,
         "attempts": state.attempts,
+        "varied": request.varied,
+        "origin": request.origin,
+        "reason": request.reason,
     }
 
 
-def _detail(run: RunFolder, status: str, epoch: dict[str, Any] | None) -> str:
-    state = run.state
+def _words(row: dict[str, Any]) -> str:
+    """What tells a run from the others of its sweep, and how far it is; of a done one the last loss."""
+    parts = [", ".join(f"{name} = {value}" for name, value in (row.get("varied") or {}).items())]
+    if row.get("varied") and row["status"] == "done" and row["epoch"]:
+        parts.append(epoch_words(row["epoch"]))
+    return "; ".join(part for part in (*parts, row["detail"]) if part)
+
+
+def _detail(run: RunFolder, state: State, status: str, epoch: dict[str, Any] | None) -> str:
     if status == "running":
         progress = run.last("progress", within=4096)
         now = epoch_words(epoch) if state.phase == "train" and epoch else progress_words(progress) if progress else ""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from headless.errors import MosaicError
 from headless.schema import Config, Field
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from headless.data.mosaic import Mosaic
 
 
@@ -46,6 +46,8 @@ def choose(mosaic: Mosaic, holdout: Holdout) -> dict[str, NDArray[np.int64]]:
     MosaicError
         ``model.bad_holdout`` for a modality that the mosaic does not have, or if no cell has two modalities.
     """
+    import numpy as np  # here, as the project and the queue need none
+
     if holdout.fraction == 0:
         return {}
     unknown = [name for name in holdout.modalities if name not in mosaic.modalities]

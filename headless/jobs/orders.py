@@ -263,15 +263,15 @@ def obstacles(
     known: dict[str, Obstacle | None] = {}
 
     def of_other(other: str) -> Obstacle | None:
+        if other in waiting:  # if it is over already it is found out when its turn comes
+            its = of(other)
+            if its is not None and its.lasting:
+                return Obstacle(words=f"after {other}, which is not started ({its.words})", lasting=True)
+            return Obstacle(words=f"after {other}", lasting=False)
         status = status_of(other)
         if status == "done":
             return None
         if other == active or status == "running":
-            return Obstacle(words=f"after {other}", lasting=False)
-        if other in waiting:
-            its = of(other)
-            if its is not None and its.lasting:
-                return Obstacle(words=f"after {other}, which is not started ({its.words})", lasting=True)
             return Obstacle(words=f"after {other}", lasting=False)
         return Obstacle(words=f"after {other}, which is {status or 'gone'}", lasting=True)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import subprocess
 import time
 import uuid
@@ -190,14 +191,14 @@ class Queue:
 
     def status_of(self, run: str) -> str | None:
         """The status of a run; ``damaged`` when it cannot be read, ``None`` when there is no such run."""
-        folder = RunFolder(self.folder / run)
-        seen = _signature(folder.path / "state.json")
-        if seen is None and not folder.path.is_dir():
+        path = os.path.join(self.folder, run)  # the queue may be long: no Path is made for every look
+        seen = _signature(os.path.join(path, "state.json"))
+        if seen is None and not os.path.isdir(path):
             return None
         found = self._statuses.get(run)
         try:
             if seen is None or found is None or found[0] != seen:
-                found = (seen or (), folder.state)
+                found = (seen or (), RunFolder(path).state)
                 self._statuses[run] = found
         except MosaicError:
             return "damaged"
@@ -255,10 +256,12 @@ class Queue:
         over = []
         found = None
         for name, obstacle in obstacles(self.state, self.status_of):
+            if obstacle is not None or (served is not None and name not in served):
+                continue
             status = self.status_of(name)
-            if status in (None, "done", "cancelled"):
+            if status in (None, "done", "cancelled", "damaged"):
                 over.append(name)
-            elif obstacle is None and status != "damaged" and (served is None or name in served):
+            else:
                 found = RunFolder(self.folder / name)
                 break
         if over:
@@ -440,10 +443,10 @@ class Queue:
         self._file_seen = _signature(self.path)
 
 
-def _signature(path: Path) -> tuple[int, ...] | None:
+def _signature(path: str | Path) -> tuple[int, ...] | None:
     """What changes whenever a file is replaced; ``None`` when there is none."""
     try:
-        found = path.stat()
+        found = os.stat(path)
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino

@@ -18,7 +18,7 @@ from headless.data.simulate import simulate
 from headless.errors import EXIT_CODES, MosaicError
 from headless.jobs.runfolder import RunFolder, State
 
-COMMANDS = ("new", "add", "check", "run", "resume", "status", "evaluate", "export", "programs", "methods",
+COMMANDS = ("new", "add", "check", "run", "resume", "status", "queue", "evaluate", "export", "programs", "methods",
             "samples", "doctor", "worker")  # fmt: skip
 
 
