@@ -34,8 +34,11 @@ class ProcessId(Frozen):
 
     @classmethod
     def of(cls, pid: int | None = None) -> ProcessId:
-        """The process ``pid``, or this one."""
-        process = psutil.Process(pid)
+        """The process ``pid``, or this one; one that has ended already is a process that is not alive."""
+        try:
+            process = psutil.Process(pid)
+        except psutil.NoSuchProcess:
+            return cls(pid=pid or 0, started=0.0, host=socket.gethostname())
         return cls(
             pid=process.pid,
             started=process.create_time(),

@@ -75,10 +75,11 @@ def wants_retry(run: RunFolder) -> bool:
 
 
 def family_of(run: RunFolder) -> Failure | None:
-    """The failure of a run, if there is an answer to it."""
+    """The failure of a run, if there is an answer to it: reading data needs no less memory by smaller minibatches."""
     state = run.state
-    code = str((state.error or {}).get("code", "")) if state.status == "failed" else ""
-    if code.startswith("memory."):
+    error = state.error or {} if state.status == "failed" else {}
+    code = str(error.get("code", ""))
+    if code.startswith("memory.") and (error.get("where") or {}).get("phase") == "train":
         return "memory"
     return "diverged" if code.startswith("diverged.") else None
 
