@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import time
+import uuid
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -69,11 +70,12 @@ class ProcessId(Frozen):
 
 
 class Holder(Frozen):
-    """Who holds a lock."""
+    """Who holds a lock; ``id`` tells two holds of the same process in the same second apart."""
 
     process: ProcessId
     user: str
     since: str
+    id: str = ""
 
     def __str__(self) -> str:
         return f"process {self.process.pid} of {self.user} on {self.process.host} since {self.since}"
@@ -121,7 +123,7 @@ class Lock:
         MosaicError
             ``code`` when somebody else holds it; ``disk.*`` when the file cannot be written.
         """
-        mine = Holder(process=ProcessId.of(), user=_user(), since=now())
+        mine = Holder(process=ProcessId.of(), user=_user(), since=now(), id=uuid.uuid4().hex)
         for _ in range(5):
             if self._create(mine):
                 self._held = mine
