@@ -9,7 +9,7 @@ EXTRAS := test,dev,metrics
 # Processes of the test run; each keeps to one thread, so more than the cores is of no use.
 JOBS   ?= 2
 
-.PHONY: help demo test lint format app bench clean
+.PHONY: help demo test faults lint format app bench clean
 
 help: ## what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -26,6 +26,11 @@ demo: $(STAMP) ## make a small blood mosaic, integrate it, score it, export it (
 
 test: $(STAMP) ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore tests/benchmarks
+
+# Workers and schedulers that are killed; MOSAIC_SEED=2 is another series.
+KILLS  ?= 200
+faults: $(STAMP) ## kill workers and schedulers 200 times at random moments, and the other faults (half an hour)
+	MOSAIC_KILLS=$(KILLS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -s
 
 lint: $(STAMP) ## style, types and import rules
 	$(BIN)/ruff check .
