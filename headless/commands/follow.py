@@ -165,8 +165,9 @@ def follow(queue: Queue, runs: Sequence[RunFolder], as_json: bool) -> int:
 
 
 def _pause(queue: Queue) -> None:
-    queue.serve = set()  # what waits keeps its place for another time
+    queue.serve, queue.starts = set(), False  # what waits keeps its place for another time
     if queue.active is not None:
+        queue.serve = {queue.active.id}
         queue.active.ask("pause")
         note(f"{queue.active.id} saves and pauses; Ctrl-C again leaves without waiting for it")
 

@@ -49,7 +49,10 @@ class Queue:
     scheduler
         Is it this program that starts workers? If not, it watches.
     serve
-        The runs that this program wants carried out (what they wait for included); ``None`` = all.
+        The runs that this program wants carried out (what they wait for included); ``None`` = all. A scheduler starts
+        those that others have asked for meanwhile, too, but is not kept by them.
+    starts
+        Whether a scheduler starts runs at all; one that is about to leave does not.
     in_the_way
         For a watcher: who the scheduler is, as an error in words.
     """
@@ -60,6 +63,7 @@ class Queue:
         self.state = QueueState()
         self.scheduler = False
         self.serve: set[str] | None = None
+        self.starts = True
         self.in_the_way: MosaicError | None = None
         self._launcher = launcher
         self._child: subprocess.Popen[bytes] | None = None
@@ -68,6 +72,7 @@ class Queue:
         self._file_seen: tuple[int, ...] | None = None
         self._statuses: dict[str, tuple[tuple[int, ...], State]] = {}
         self._left: set[Path] = set()
+        self._asked: set[str] = set()
 
     def __enter__(self) -> Queue:
         try:
@@ -176,9 +181,9 @@ class Queue:
         """Nothing runs, and nothing that is served here waits for its turn (held and hopeless runs do not)."""
         if any(path.exists() for path in self._left):
             return False
-        served = self._served()
+        served = self._with_needs(self.serve)
         active = self.state.active
-        if active is not None and (self.scheduler or served is None or active.run in served):
+        if active is not None and (served is None or active.run in served):
             return False
         return not any(
             (obstacle is None or not obstacle.lasting) and (served is None or run in served)
@@ -244,7 +249,7 @@ class Queue:
         if not self.scheduler:
             return self._watched(before)
         ended = self._reap()
-        while self.state.active is None and (run := self._next()) is not None:
+        while self.starts and self.state.active is None and (run := self._next()) is not None:
             ended.update(self._start(run))
         return ended
 
@@ -252,7 +257,7 @@ class Queue:
 
     def _next(self) -> RunFolder | None:
         """The first run that may be started; what is found to be over or gone waits no longer."""
-        served = self._served()
+        served = self._with_needs(None if self.serve is None else self.serve | self._asked)
         over = []
         found = None
         for name, obstacle in obstacles(self.state, self.status_of):
@@ -309,7 +314,7 @@ class Queue:
             if again is not None:
                 state = replaced(state, run.id, again.id)
                 if self.serve is not None:
-                    self.serve.add(again.id)
+                    (self.serve if run.id in self.serve else self._asked).add(again.id)
             elif state.on_error == "stop":
                 state = state.model_copy(update={"paused": True, "remark": f"{run.id} failed"})
         self._write(state)
@@ -395,8 +400,8 @@ class Queue:
                 self.state = changed(self.state, order)
                 return
             self._carry_out(order)
-            if order.do == "add" and self.serve is not None:
-                self.serve.add(order.run)
+            if order.do == "add":
+                self._asked.add(order.run)
         except (OSError, ValueError) as error:  # gone meanwhile, or not an order
             _log.warning("%s is no order: %s", path.name, error)
         except MosaicError as error:
@@ -406,11 +411,11 @@ class Queue:
             with contextlib.suppress(OSError):
                 path.unlink()
 
-    def _served(self) -> set[str] | None:
-        """The runs to carry out, with those that they wait for."""
-        if self.serve is None:
+    def _with_needs(self, runs: set[str] | None) -> set[str] | None:
+        """Runs with those that they wait for; ``None`` = all."""
+        if runs is None:
             return None
-        found, more = set(self.serve), list(self.serve)
+        found, more = set(runs), list(runs)
         while more:
             new = [run for run in self.state.after.get(more.pop(), ()) if run not in found]
             found.update(new)

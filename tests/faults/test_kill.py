@@ -152,6 +152,23 @@ def test_ctrl_c_saves_and_pauses_and_says_how_to_go_on(study: Path) -> None:
     assert first_after["epoch"] == reached + 1  # nothing was trained twice
 
 
+def test_a_second_program_puts_its_runs_into_the_queue_of_the_first_and_goes_on_alone(study: Path) -> None:
+    add(study, "mine")
+    add(study, "yours")
+    first = command(study, "run", str(study), "--only", "mine")
+    until(lambda: first.poll() is not None or _running(study, "mine"))
+    second = command(study, "run", str(study), "--only", "yours")
+    said = first.communicate(timeout=120)
+    assert first.returncode == 0, said
+    watched = second.communicate(timeout=120)
+    assert second.returncode == 0, watched
+    assert "put into its queue and watched" in watched[1]
+    assert "[yours-1] done" in watched[0]
+    for name in ("mine", "yours"):
+        run = find_run(study, name)
+        assert (run.status, run.state.attempts) == ("done", 1)
+
+
 def _run(study: Path) -> RunFolder:
     return find_run(study, "interrupted")
 

@@ -201,6 +201,32 @@ def test_of_two_queues_one_watches_and_takes_over_when_the_other_has_gone(study:
             assert until(lambda: watcher.tick() == {second.id: "done"})
 
 
+def test_a_scheduler_carries_out_what_others_ask_for_and_is_not_kept_by_it(study: Path) -> None:
+    first, second, old = make(study, "first"), make(study, "second"), make(study, "old")
+    with Queue(study, fake()) as queue, Queue(study, fake()) as watcher:
+        queue.add(old)
+        queue.add(first)
+        queue.serve = {first.id}
+        watcher.add(second)
+        watcher.serve = {second.id}
+        queue.tick()
+        assert not watcher.idle
+        assert until(lambda: first.status == "running")
+        end(first)
+        assert until(lambda: queue.tick() == {first.id: "done"})
+        assert queue.active is not None
+        assert queue.active.id == second.id
+        assert queue.idle
+        queue.__exit__()
+        watcher.tick()
+        assert not watcher.idle
+        assert until(lambda: second.status == "running")
+        end(second)
+        assert until(lambda: watcher.tick() == {second.id: "done"})
+        assert watcher.idle
+        assert watcher.state.waiting == (old.id,)
+
+
 def test_a_damaged_queue_file_loses_the_order_alone(study: Path) -> None:
     run = make(study, "first")
     (run.path.parent / "queue.json").write_text('{"waiting": ["fir', encoding="utf-8")
