@@ -165,11 +165,12 @@ def follow(queue: Queue, runs: Sequence[RunFolder], as_json: bool) -> int:
 
 
 def _pause(queue: Queue) -> None:
+    active, ours = queue.active, queue.serve
     queue.serve, queue.starts = set(), False  # what waits keeps its place for another time
-    if queue.active is not None:
-        queue.serve = {queue.active.id}
-        queue.active.ask("pause")
-        note(f"{queue.active.id} saves and pauses; Ctrl-C again leaves without waiting for it")
+    if active is not None and (ours is None or active.id in ours):
+        queue.serve = {active.id}
+        active.ask("pause")
+        note(f"{active.id} saves and pauses; Ctrl-C again leaves without waiting for it")
 
 
 def _tell_waiting(queue: Queue, runs: Sequence[RunFolder]) -> None:

@@ -29,6 +29,7 @@ from headless.jobs.launch import launch
 from headless.jobs.orders import Active, OnError, Order, QueueState, changed, dropped, obstacles, replaced, taken
 from headless.jobs.runfolder import RESUMABLE, RunFolder, State, Status, runs_of
 from headless.lock import Lock, ProcessId
+from headless.project import nearest
 
 Launcher = Callable[[RunFolder], "subprocess.Popen[bytes]"]
 
@@ -347,11 +348,22 @@ class Queue:
     def _attempts(self, run: str) -> int:
         return self._statuses[run][1].attempts if run in self._statuses else 0
 
+    def _after_order(self, order: Order) -> QueueState:
+        """The state after an order; what makes no sense is refused."""
+        there = self.status_of(order.run) if order.run else None
+        if order.do == "remove" and there == "running":
+            raise MosaicError("run.active", f"{order.run} is running.", "Cancel it first.", run=order.run)
+        thrown = trash.thrown(self.folder) if order.do in ("remove", "undo") and there is None else []
+        if order.do == "remove" and there is None and order.run not in thrown:
+            raise MosaicError("usage.unknown_run", f"There is no run {order.run!r}.", run=order.run)
+        if order.do == "undo" and there is None and order.run not in thrown:
+            hint = nearest(order.run, thrown)
+            raise MosaicError("usage.not_in_trash", f"{order.run} is not in the trash.", hint, run=order.run)
+        return changed(self.state, order)
+
     def _carry_out(self, order: Order) -> None:
-        state = changed(self.state, order)
+        state = self._after_order(order)
         if order.do == "remove":
-            if self.status_of(order.run) == "running":
-                raise MosaicError("run.active", f"{order.run} is running.", "Cancel it first.", run=order.run)
             trash.throw(self.folder, order.run)
         elif order.do == "undo":
             trash.bring_back(self.folder, order.run)
@@ -375,7 +387,7 @@ class Queue:
         if self.scheduler:
             self._carry_out(order)
             return
-        self.state = changed(self.state, order)  # what makes no sense is refused here and now
+        self.state = self._after_order(order)  # what makes no sense is refused here and now
         folder = self.folder / ORDERS
         try:
             folder.mkdir(exist_ok=True)

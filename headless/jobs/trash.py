@@ -6,24 +6,15 @@ import os
 import shutil
 from pathlib import Path
 
-from headless.errors import MosaicError, from_os_error
+from headless.errors import from_os_error
 from headless.jobs.runfolder import TRASH
-from headless.project import nearest
 
 
 def throw(folder: Path, run: str) -> None:
-    """Move ``folder/<run>`` to the trash; nothing happens if it is there already.
-
-    Raises
-    ------
-    MosaicError
-        ``usage.unknown_run``; ``disk.*``.
-    """
+    """Move ``folder/<run>`` to the trash; nothing happens if it is there already. Raises ``disk.*``."""
     target = folder / TRASH / run
     if not (folder / run).is_dir():
-        if target.is_dir():
-            return
-        raise MosaicError("usage.unknown_run", f"There is no run {run!r}.", run=run)
+        return
     try:
         target.parent.mkdir(exist_ok=True)
         os.rename(folder / run, target)
@@ -32,18 +23,10 @@ def throw(folder: Path, run: str) -> None:
 
 
 def bring_back(folder: Path, run: str) -> None:
-    """Move a run out of the trash; nothing happens if it is back already.
-
-    Raises
-    ------
-    MosaicError
-        ``usage.not_in_trash`` with the nearest name; ``disk.*``.
-    """
+    """Move a run out of the trash; nothing happens if it is back already. Raises ``disk.*``."""
     source = folder / TRASH / run
     if not source.is_dir():
-        if (folder / run).is_dir():
-            return
-        raise MosaicError("usage.not_in_trash", f"{run} is not in the trash.", nearest(run, thrown(folder)), run=run)
+        return
     try:
         os.rename(source, folder / run)
     except OSError as error:

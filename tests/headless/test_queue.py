@@ -227,6 +227,48 @@ def test_a_scheduler_carries_out_what_others_ask_for_and_is_not_kept_by_it(study
         assert watcher.state.waiting == (old.id,)
 
 
+def test_a_watcher_is_refused_what_makes_no_sense_at_once(study: Path) -> None:
+    run = make(study, "first")
+    with Queue(study, fake()) as queue, Queue(study) as watcher:
+        queue.add(run)
+        queue.tick()
+        assert until(lambda: run.status == "running")
+        watcher.tick()
+        for call, code in (
+            (lambda: watcher.remove("first-1"), "run.active"),
+            (lambda: watcher.remove("frist-1"), "usage.unknown_run"),
+            (lambda: watcher.undo("frist-1"), "usage.not_in_trash"),
+            (lambda: watcher.move("first-1", 0), "run.not_waiting"),
+        ):
+            with pytest.raises(MosaicError) as caught:
+                call()
+            assert caught.value.code == code
+        assert not list(study.parent.glob("runs/.orders/*"))
+        end(run)
+        assert until(lambda: queue.tick())
+
+
+@pytest.mark.parametrize(("serve", "paused"), [(None, True), ({"first-1"}, True), ({"second-1"}, False)])
+def test_ctrl_c_pauses_only_what_was_asked_for_here(study: Path, serve: set[str] | None, paused: bool) -> None:
+    from headless.commands.follow import _pause
+
+    first, second = make(study, "first"), make(study, "second")
+    with Queue(study, fake()) as queue:
+        queue.add(first)
+        queue.add(second)
+        queue.tick()
+        assert until(lambda: first.status == "running")
+        queue.serve = serve
+        _pause(queue)
+        assert (first.wish() is not None) == paused
+        assert queue.idle == (not paused)
+        end(first, "paused")
+        assert until(lambda: queue.tick())
+        assert queue.idle
+        assert queue.state.waiting == (second.id,)  # it keeps its place
+        assert second.status == "queued"
+
+
 def test_a_damaged_queue_file_loses_the_order_alone(study: Path) -> None:
     run = make(study, "first")
     (run.path.parent / "queue.json").write_text('{"waiting": ["fir', encoding="utf-8")
