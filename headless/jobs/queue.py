@@ -14,7 +14,6 @@ import logging
 import os
 import subprocess
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from pydantic import ValidationError
 
 from headless.errors import MosaicError, from_os_error
 from headless.files import now, write_atomic
-from headless.jobs import retry, trash
+from headless.jobs import inbox, retry, trash
 from headless.jobs.ended import hand_back, write_failure
 from headless.jobs.launch import launch
 from headless.jobs.orders import Active, OnError, Order, QueueState, changed, dropped, obstacles, replaced, taken
@@ -37,7 +36,6 @@ _log = logging.getLogger(__name__)
 
 #: A worker that was started by a scheduler that was killed in that moment is given so many seconds to appear.
 START_SECONDS = 20.0
-ORDERS = ".orders"
 
 
 class Queue:
@@ -226,7 +224,7 @@ class Queue:
         if seen != self._file_seen:
             self._file_state, self._file_seen = self._read(), seen
         self.state = self._file_state
-        for path in self._waiting_orders():
+        for path in inbox.left(self.folder):
             self._take(path)
 
     def settle(self, seconds: float = 3.0) -> bool:
@@ -388,26 +386,12 @@ class Queue:
             self._carry_out(order)
             return
         self.state = self._after_order(order)  # what makes no sense is refused here and now
-        folder = self.folder / ORDERS
-        try:
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise from_os_error(error, folder, "leave an order for the queue") from error
-        path = folder / f"{time.time_ns():020d}-{uuid.uuid4().hex}.json"
-        write_atomic(path, order.model_dump_json() + "\n", "leave an order for the queue")
-        self._left.add(path)
-
-    def _waiting_orders(self) -> list[Path]:
-        try:
-            names = [item.name for item in (self.folder / ORDERS).iterdir()]
-        except OSError:
-            return []
-        return [self.folder / ORDERS / name for name in sorted(names) if name.endswith(".json")]
+        self._left.add(inbox.leave(self.folder, order))
 
     def _take(self, path: Path) -> None:
         """An order that a watcher left: the scheduler carries it out, a watcher sees what it will do."""
         try:
-            order = Order.model_validate(json.loads(path.read_text(encoding="utf-8")))
+            order = inbox.read(path)
             if not self.scheduler:
                 self.state = changed(self.state, order)
                 return
