@@ -57,8 +57,8 @@ class _KernelSum(torch.autograd.Function):
         return 4 * gradient.index_add_(0, rows, near) * upstream[0], None, None
 
 
-def mmd(z: Tensor, groups: Tensor, gammas: Sequence[float] = GAMMAS) -> Tensor:
-    """Sum over pairs of groups of the squared MMD between their cells.
+def mmd(z: Tensor, groups: Tensor, gammas: Sequence[float] = GAMMAS, average: bool = False) -> Tensor:
+    """Sum (or average) over pairs of groups of the squared MMD between their cells.
 
     Parameters
     ----------
@@ -83,4 +83,4 @@ def mmd(z: Tensor, groups: Tensor, gammas: Sequence[float] = GAMMAS) -> Tensor:
     # Each group meets n_groups - 1 others: its own mean counts once for each, every cross mean twice with a minus.
     weights = torch.where(same, float(n_groups - 1), -1.0) * share[:, None] * share[None]
     value: Tensor = _KernelSum.apply(z.float(), weights, tuple(gammas))  # type: ignore[no-untyped-call]
-    return value
+    return value / (n_groups * (n_groups - 1) / 2) if average else value

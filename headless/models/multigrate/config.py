@@ -94,8 +94,8 @@ class MultigrateConfig(ModelConfig):
     )
     alignment_scale: Literal["raw", "unit"] = Field(
         "raw", title="Scale of the alignment", tier="expert",
-        help="Align latent states as they are (published), or divided by their spread: then the alignment cannot be "
-        "lowered by shrinking them all (an extension).",
+        help="Align drawn states as they are, summed over pairs of batches (published); or posterior means in units of "
+        "their spread, averaged over pairs, so that nothing is gained by shrinking or blurring them (an extension).",
     )
     weight_pairs: float = Field(
         0.0, title="Weight of agreement in a cell", tier="advanced", ge=0,

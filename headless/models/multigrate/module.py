@@ -143,10 +143,13 @@ class Multigrate(Module):
             law = self._likelihood(m, logits, self._codes(batch, x.rows), self._size_of(m)(x), x.mask)
             terms[f"reconstruction_{m}"] = getattr(config, f"weight_{m}", 1.0) * law.nll(x) / n
         terms["kl"] = config.weight_kl * self.kl_warmth * gaussian_kl(mean, log_variance) / n
-        # In units of the spread of the states, alignment gains nothing from shrinking them all.
-        spread = z.square().mean().sqrt() if config.alignment_scale == "unit" else z.new_ones(())
+        aligned, spread = z, z.new_ones(())
+        if config.alignment_scale == "unit":
+            # In units of the spread of the means, alignment gains nothing from shrinking or blurring the states.
+            aligned = mean - mean.mean(0)
+            spread = aligned.square().mean().add(1e-8).sqrt()
         if config.alignment != "none" and config.weight_alignment > 0:
-            terms["mmd"] = config.weight_alignment * self._alignment(z / spread, experts, batch, spread)
+            terms["mmd"] = config.weight_alignment * self._alignment(aligned / spread, experts, batch, spread)
         if config.weight_pairs > 0 and len(experts) > 1:
             terms["pairs"] = config.weight_pairs * self._pairs(experts, n) / spread.square() / n
         return terms
@@ -363,14 +366,14 @@ class Multigrate(Module):
         return batch.batch if rows is None else batch.batch[rows]
 
     def _alignment(self, z: Tensor, experts: Mapping[str, Expert], batch: Minibatch, spread: Tensor) -> Tensor:
-        kind = self.config.alignment
+        kind, average = self.config.alignment, self.config.alignment_scale == "unit"
         value = z.new_zeros(())
         if kind in ("latent", "both"):
-            value = value + mmd(z, batch.batch)
+            value = value + mmd(z, batch.batch, average=average)
         if kind in ("marginal", "both"):
             alone = {m: reparametrise(e.mean, e.log_variance) / spread for m, e in experts.items()}
             for m, e in experts.items():
-                value = value + mmd(alone[m], self._codes(batch, e.rows))
+                value = value + mmd(alone[m], self._codes(batch, e.rows), average=average)
             value = value + self._clouds(alone, experts, batch.n)
         return value
 

@@ -53,6 +53,7 @@ def test_a_group_of_one_cell_and_a_single_group_give_nothing():
 def test_order_of_cells_does_not_matter():
     z, groups = torch.randn(30, 3), torch.randint(0, 3, (30,))
     order = torch.randperm(30)
+    assert float(mmd(z, groups, average=True)) == pytest.approx(float(mmd(z, groups)) / 3)
     assert float(mmd(z[order], groups[order])) == pytest.approx(float(mmd(z, groups)), rel=1e-5)
 
 
