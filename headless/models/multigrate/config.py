@@ -144,6 +144,7 @@ class MultigrateConfig(ModelConfig):
                 "hidden": 256,
                 "dropout": 0.1,
                 "conditions": "decoder",
+                "atac": "bce",
                 "modality_dropout": 0.5,
                 "alignment_scale": "unit",
                 "weight_alignment": 3000.0,
