@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from enum import Enum
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic import Field as _PydanticField
@@ -77,6 +77,8 @@ class Config(Frozen):
                 near = difflib.get_close_matches(name, list(cls.model_fields), n=1)
                 hint = f"Did you mean {near[0]!r}?" if near else f"Known settings: {', '.join(cls.model_fields)}."
                 raise MosaicError("model.unknown_setting", f"There is no setting {name!r}.", hint, field=name)
+            if values[name] is None and "none" in get_args(cls.model_fields[name].annotation):
+                values[name] = "none"  # the command line cannot tell the word from the absence of a value
         try:
             return cls.model_validate(values)
         except ValidationError as error:

@@ -380,3 +380,10 @@ def test_a_batch_without_a_modality_decodes_it_with_the_mean_condition_of_those_
         assert torch.equal(module.decode(z, "adt", torch.tensor([lacking[0]] * 3)).mean, before)
         module.conditions.batch.weight[known[0]] += 5
         assert not torch.equal(module.decode(z, "adt", torch.tensor([lacking[0]] * 3)).mean, before)
+
+
+def test_the_choice_none_is_a_word_and_not_the_absence_of_a_value():
+    assert MultigrateConfig.make("fast", alignment=None).alignment == "none"
+    assert MultigrateConfig.make(None, gradient_clip=None).gradient_clip is None
+    with pytest.raises(MosaicError, match="rna"):
+        MultigrateConfig.make(None, rna=None)
