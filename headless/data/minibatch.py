@@ -160,7 +160,8 @@ class _Gatherer:
             self.resident = _DeviceRows([tile.source.all_rows() for tile in self.tiles], device)
         masks = [tile.mask for tile in self.tiles]
         self.masked = any(mask is not None and not mask.all() for mask in masks)
-        self.masks = torch.stack([self._mask(mask) for mask in masks])
+        none = torch.ones(0, self.n_columns, device=self.device)
+        self.masks = torch.stack([self._mask(mask) for mask in masks]) if masks else none
 
     def _mask(self, mask: NDArray[np.bool_] | None) -> Tensor:
         if mask is None:

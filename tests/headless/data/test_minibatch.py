@@ -153,3 +153,13 @@ def test_mixed_and_stratified_cover() -> None:
     assert sorted(np.concatenate(MixedSampler(batches, 16, 0).plan(0))) == list(range(100))
     for part in StratifiedSampler(batches, 16, 0).plan(0):
         assert (part < 30).sum() == (part >= 30).sum() == 8
+
+
+def test_a_modality_of_which_nothing_is_left_is_absent(tiny_mosaic: Mosaic) -> None:
+    everywhere = np.flatnonzero(tiny_mosaic.measured("adt") & tiny_mosaic.measured("rna"))
+    alone = np.flatnonzero(tiny_mosaic.measured("adt"))
+    emptied = tiny_mosaic.without({"adt": alone})
+    assert "adt" in emptied.features
+    assert set(MinibatchMaker(emptied).make(everywhere[:5]).x) == set(
+        MinibatchMaker(tiny_mosaic).make(everywhere[:5]).x
+    ) - {"adt"}
